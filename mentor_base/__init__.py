@@ -1,0 +1,1 @@
+"""The MENTOR model and its supervised training. Knows nothing of reinforcement learning or rewards."""

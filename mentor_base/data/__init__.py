@@ -1,0 +1,1 @@
+"""Examples, tasks, mixtures and sources, and the embedded emoji world."""

@@ -1,0 +1,170 @@
+"""The run folder: everything that one run writes, in one place, and nothing lost on resume.
+
+    recipe.yaml      the resolved recipe, written first
+    manifest.json    versions, hardware, seeds, seconds: what a checkpoint card needs
+    metrics.jsonl    one JSON object a line: {"step": 120, "seconds": 88.1, "loss": 3.1, ...}
+    samples/         pictures: step_000120_subject.png
+    state/           resumable states of the trainer
+    results/         benchmark results
+    final/           the model that the run made
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mentor_base.errors import UserError
+
+MARKER = "recipe.yaml"
+
+
+class RunFolder:
+    """A run's folder. ``RunFolder.open`` creates it, or takes it up again when it holds the same recipe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._base_seconds = 0.0
+        self._opened = time.monotonic()
+
+    @classmethod
+    def open(cls, path: str | Path, recipe: Mapping[str, Any]) -> RunFolder:
+        """Create the folder for this recipe, or reopen it to resume. A folder with another recipe is an error."""
+        folder = cls(Path(path))
+        marker = folder.path / MARKER
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        if marker.exists():
+            held = yaml.safe_load(marker.read_text(encoding="utf-8"))
+            fresh = yaml.safe_load(text)
+            if held != fresh:
+                raise UserError(
+                    f"{folder.path}: holds another run (differs in {_first_difference(held, fresh)}); "
+                    "choose another run=..., or delete the folder"
+                )
+            folder._base_seconds = folder._seconds_so_far()
+            return folder
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise UserError(f"{folder.path}: expected an empty folder or a run, found other files; choose another run=...")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(marker, text)
+        folder.write_manifest(seed=recipe.get("seed"))
+        return folder
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def final(self) -> Path:
+        return self.path / "final"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has written its model."""
+        return (self.final / "config.json").exists()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of work in this folder, earlier sessions included."""
+        return self._base_seconds + time.monotonic() - self._opened
+
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe of the run."""
+        loaded: dict[str, Any] = yaml.safe_load((self.path / MARKER).read_text(encoding="utf-8"))
+        return loaded
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one line of metrics."""
+        line = json.dumps({"step": step, "seconds": round(self.seconds, 2), **values}, allow_nan=True)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """All lines of metrics, in order; a line cut short by a kill is left out."""
+        if not self.metrics_file.exists():
+            return
+        for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics after ``step``: a resumed run writes those steps again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def sample_path(self, step: int, name: str) -> Path:
+        """Where the picture of this step goes."""
+        folder = self.path / "samples"
+        folder.mkdir(exist_ok=True)
+        return folder / f"step_{step:06d}_{name}.png"
+
+    def result_path(self, name: str) -> Path:
+        """Where a benchmark's JSON goes."""
+        folder = self.path / "results"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.json"
+
+    def write_manifest(self, **facts: Any) -> None:
+        """Add facts to manifest.json; earlier ones stay."""
+        file = self.path / "manifest.json"
+        held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else surroundings()
+        held.update(facts)
+        write_atomically(file, json.dumps(held, indent=2) + "\n")
+
+    def manifest(self) -> dict[str, Any]:
+        """The facts written so far."""
+        loaded: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        return loaded
+
+    def _seconds_so_far(self) -> float:
+        return max((line["seconds"] for line in self.metrics()), default=0.0)
+
+
+def surroundings() -> dict[str, Any]:
+    """Versions and hardware, for manifests and cards."""
+    packages = ("torch", "transformers", "trl", "accelerate", "mentor-rl")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _first_difference(held: Any, fresh: Any, where: str = "") -> str:
+    if isinstance(held, dict) and isinstance(fresh, dict):
+        for key in [*held, *fresh]:
+            if held.get(key) != fresh.get(key):
+                return _first_difference(held.get(key), fresh.get(key), f"{where}.{key}" if where else str(key))
+    return f"{where}: {held!r} there, {fresh!r} now"

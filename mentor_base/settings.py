@@ -1,0 +1,165 @@
+"""The sections of a recipe that mentor_base's trainers read. Free of torch, so that ``mentor --help`` stays fast.
+
+Every model is strict: an unknown key or a value outside its range is an error that names the key.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal[
+    "t2i", "reconstruction", "segmentation", "recovery", "subject", "multi_image", "in_context", "editing"
+]
+Split = Literal["train", "val", "unseen_subjects", "unseen_pairs"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A strict part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Optimisation(Section):
+    """AdamW with warm-up and cosine, both counted in optimizer steps."""
+
+    lr: Positive
+    steps: int = Field(gt=0, description="optimizer steps of the whole run")
+    batch: int = Field(gt=0, description="examples per optimizer step, over all processes")
+    micro_batch: int | None = Field(None, gt=0, description="examples per forward pass and process; default: batch")
+    warmup: Probability = Field(0.05, description="share of the steps with rising learning rate")
+    final_lr: Probability = Field(0.03, description="learning rate at the end, as a share of lr")
+    weight_decay: float = Field(0.05, ge=0.0, description="on matrices only")
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(1.0, ge=0.0)
+    precision: Literal["float32", "bf16"] = "float32"
+    threads: int | None = Field(None, gt=0, description="torch CPU threads; default: torch's own choice")
+
+
+class Sampling(Section):
+    """How tokens are drawn, and the distribution whose log-probs training uses.
+
+    Guidance: logits = u + s (c - u). The filters top_k and top_p are refused in GRPO, where a filtered token would
+    have log-prob -inf.
+    """
+
+    temperature: Positive = 1.0
+    guidance_scale: float = Field(1.0, ge=0.0)
+    top_k: int = Field(0, ge=0, description="0: off")
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    seed: int = 0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half has to be computed."""
+        return self.guidance_scale != 1.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether top-k or top-p cut the distribution."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+
+class EmojiData(Section):
+    """The embedded emoji world, drawn on the fly; see mentor_base/data/emoji.py."""
+
+    source: Literal["emoji"] = "emoji"
+    shapes: Probability = Field(0.3, description="share of t2i examples that are coloured shapes instead of emoji")
+    styles: tuple[str, ...] | None = Field(None, description="styles used; default: all")
+
+
+class JsonlData(Section):
+    """Rows on disk: one Example per line, picture paths relative to the file; see mentor_base/data/sources.py."""
+
+    source: Literal["jsonl"]
+    train: str
+    val: str | None = None
+
+
+Data = Annotated[EmojiData | JsonlData, Field(discriminator="source")]
+
+
+class Mixture(Section):
+    """Which tasks a stage draws, and how often (weights are normalised)."""
+
+    data: Data = EmojiData()
+    weights: dict[Task, Positive]
+    condition_drop: Probability = Field(0.1, description="share of samples whose prefix is the unconditional table")
+    image_only: Probability = Field(0.0, description="share of samples with pictures whose text is dropped")
+
+
+class Validation(Section):
+    """Held-out loss per task, and sample grids, while training."""
+
+    every: int = Field(gt=0, description="optimizer steps between two validations")
+    examples: int = Field(64, gt=0, description="per task")
+    split: Split = "val"
+    grid: int = Field(8, ge=0, description="pictures per task in the sample grid; 0: none")
+    sampling: Sampling = Sampling(temperature=1.0, guidance_scale=1.5)
+
+
+class Checkpoints(Section):
+    """Resumable states kept in the run folder."""
+
+    every: int = Field(gt=0, description="optimizer steps between two states")
+    keep: int = Field(2, gt=0)
+
+
+class TokenizerModel(Section):
+    """Sizes of the VQ tokenizer; see mentor_base/vq.py for what each one means."""
+
+    image_size: int = 64
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    residual_blocks: int = 2
+    latent_channels: int = 256
+    codebook_size: int = 16384
+    codebook_width: int = 8
+    stem_patch: int = Field(1, ge=1, description="pixel-unshuffle before the first convolution; 1 is VQ-16")
+    normalisation: Literal["group", "none"] = "group"
+    attention: bool = Field(True, description="self-attention at the lowest resolution, as VQ-16 has")
+
+
+class TokenizerLosses(Section):
+    """Weights of the tokenizer's training losses."""
+
+    l1: float = Field(1.0, ge=0)
+    l2: float = Field(4.0, ge=0)
+    gradient: float = Field(1.0, ge=0, description="L1 between picture gradients at two scales")
+    commitment: float = Field(0.25, ge=0)
+
+
+class PolicyModel(Section):
+    """A MENTOR policy to build from scratch: a size of mentor_base.config.SIZES, and fields of MentorConfig to change."""
+
+    size: str = "tiny"
+    options: dict[str, int | float | bool | str] = {}
+
+
+class TrainedParts(Section):
+    """The freeze plan of a stage. The VQ tokenizer is always frozen.
+
+    Stage 1 of the paper trains connector and decoder; stage 2 everything but the vision tower (section 3.2).
+    """
+
+    vision: bool = False
+    text_encoder: bool = False
+    connector: bool = True
+    decoder: bool = True
+
+
+class Stage(Section):
+    """One supervised stage."""
+
+    name: Literal["projector", "alignment", "instruction"]
+    mixture: Mixture
+    train: TrainedParts
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Stage:
+        if not any(self.train.model_dump().values()):
+            raise ValueError("a stage has to train at least one part")
+        return self

@@ -1,0 +1,1 @@
+"""Recipes, GRPO, evaluation, export and reports for MENTOR policies."""

@@ -1,0 +1,166 @@
+"""Recipes: one YAML file per run, strict, with ``key=value`` overrides.
+
+    kind: tokenizer | sft | scorer | grpo | evaluate
+
+Paths: ``run`` is relative to the current folder. A relative *input* path is looked up beside the recipe first, then in
+the current folder; the error names both when it is in neither.
+
+Free of torch: the command line reads recipes before it decides what to import.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from mentor_rewards.contract import RewardEntry
+from pydantic import Field, model_validator
+
+from mentor_base.settings import (
+    Checkpoints,
+    Data,
+    EmojiData,
+    Mixture,
+    Optimisation,
+    PolicyModel,
+    Positive,
+    Probability,
+    Sampling,
+    Section,
+    Split,
+    Stage,
+    Task,
+    TokenizerLosses,
+    TokenizerModel,
+    Validation,
+)
+
+
+class Common(Section):
+    """What every recipe has."""
+
+    run: str = Field(description="the run folder")
+    seed: int = 0
+    about: str = Field("", description="one line for people")
+
+
+class TokenizerRecipe(Common):
+    """Train a VQ tokenizer."""
+
+    kind: Literal["tokenizer"]
+    model: TokenizerModel
+    losses: TokenizerLosses = TokenizerLosses()
+    data: EmojiData = EmojiData()
+    optimisation: Optimisation
+    checkpoints: Checkpoints
+    validate_every: int = Field(500, gt=0)
+
+
+class SftRecipe(Common):
+    """One supervised stage. Starts from ``init`` (a checkpoint or run folder), or builds ``model`` on ``tokenizer``."""
+
+    kind: Literal["sft"]
+    init: str | None = Field(None, description="policy to start from")
+    tokenizer: str | None = Field(None, description="VQ tokenizer of a policy built from scratch")
+    model: PolicyModel | None = None
+    stage: Stage
+    optimisation: Optimisation
+    validation: Validation
+    checkpoints: Checkpoints
+    report_to: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> SftRecipe:
+        if (self.init is None) == (self.model is None):
+            raise ValueError("give either init (a policy to start from) or model (with tokenizer), not both")
+        if self.model is not None and self.tokenizer is None:
+            raise ValueError("model needs tokenizer: the VQ tokenizer whose codes the policy writes")
+        return self
+
+
+class ScorerRecipe(Common):
+    """Train a small scorer of the emoji world: a CLIP, a classifier, or EmojiBench's evaluator."""
+
+    kind: Literal["scorer"]
+    scorer: Literal["clip", "style", "subject", "evaluator"]
+    data: EmojiData = EmojiData()
+    optimisation: Optimisation
+    augment: Literal["light", "strong"] = "light"
+    validate_every: int = Field(500, gt=0)
+
+
+class Prompts(Section):
+    """The prompts that GRPO rolls out, drawn in a fixed order; with ``weights`` over tasks."""
+
+    data: Data = EmojiData()
+    weights: dict[Task, Positive] = {"subject": 1.0}
+    split: Split = "train"
+
+
+class Guidance(Section):
+    """Which log-prob GRPO optimises when the sampler guides (house rule 1)."""
+
+    scale: float = Field(1.0, ge=0.0)
+    logprob: Literal["guided", "conditional"] = "guided"
+
+
+class GrpoAlgorithm(Section):
+    """The objective; names as in trl's GRPOConfig."""
+
+    group_size: int = Field(8, gt=1)
+    prompts_per_step: int = Field(4, gt=0, description="over all processes")
+    inner_iterations: int = Field(1, gt=0)
+    beta: float = Field(0.02, ge=0.0, description="weight of the KL to the frozen reference")
+    epsilon: float = Field(0.2, gt=0.0)
+    epsilon_high: float | None = Field(None, gt=0.0)
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
+    ratio: Literal["token", "sequence"] = "token"
+    aggregation: Literal["normalize_then_sum", "sum_then_normalize"] = "normalize_then_sum"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    temperature: Positive = 1.0
+    guidance: Guidance = Guidance()
+    trained: tuple[Literal["decoder", "connector", "text_encoder"], ...] = ("decoder",)
+    micro_batch: int | None = Field(None, gt=0, description="pictures per update pass and process")
+
+
+class Monitoring(Section):
+    """Fixed prompts that are drawn and scored while training, from step 0 on."""
+
+    every: int = Field(25, gt=0)
+    prompts: int = Field(16, gt=0)
+    split: Split = "unseen_subjects"
+
+
+class GrpoRecipe(Common):
+    """GRPO on a policy under a composite of rewards."""
+
+    kind: Literal["grpo"]
+    policy: str = Field(description="checkpoint or run folder of the policy; the frozen reference is a second copy")
+    prompts: Prompts
+    algorithm: GrpoAlgorithm
+    optimisation: Optimisation
+    rewards: dict[str, RewardEntry] = Field(min_length=1)
+    failure_rate: Probability = Field(0.25, description="share of missing scores of one reward that stops the run")
+    monitoring: Monitoring = Monitoring()
+    checkpoints: Checkpoints
+    report_to: tuple[str, ...] = ()
+
+
+class EvaluateRecipe(Common):
+    """EmojiBench on one or several checkpoints."""
+
+    kind: Literal["evaluate"]
+    benchmark: Literal["emojibench"]
+    policies: dict[str, str] = Field(description="name -> checkpoint or run folder")
+    evaluator: str
+    splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
+    items: int = Field(96, gt=0, description="per split")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    guidance: tuple[float, ...] = Field((1.0,), description="each policy is reported at its best of these scales")
+    temperature: Positive = 1.0
+    baselines: bool = True
+    batch: int = Field(64, gt=0)
+
+
+Recipe = Annotated[
+    TokenizerRecipe | SftRecipe | ScorerRecipe | GrpoRecipe | EvaluateRecipe, Field(discriminator="kind")
+]

@@ -1,0 +1,1 @@
+"""Image rewards behind one contract; usable from any trainer."""
