@@ -15,7 +15,7 @@ WHITE = (255, 255, 255)
 
 
 def to_pixels(images: Sequence[Image.Image], size: int | None = None) -> torch.Tensor:
-    """PIL pictures -> float pixels_N3HW in [-1, 1]. With ``size``, squares of that side (Lanczos); alpha goes over white."""
+    """PIL pictures -> float pixels_N3HW in [-1, 1]; alpha goes over white. ``size``: squares of that side (Lanczos)."""
     arrays = []
     for image in images:
         rgb = over_white(image)

@@ -1,12 +1,12 @@
 """The run folder: everything that one run writes, in one place, and nothing lost on resume.
 
-    recipe.yaml      the resolved recipe, written first
-    manifest.json    versions, hardware, seeds, seconds: what a checkpoint card needs
-    metrics.jsonl    one JSON object a line: {"step": 120, "seconds": 88.1, "loss": 3.1, ...}
-    samples/         pictures: step_000120_subject.png
-    state/           resumable states of the trainer
-    results/         benchmark results
-    final/           the model that the run made
+recipe.yaml      the resolved recipe, written first
+manifest.json    versions, hardware, seeds, seconds: what a checkpoint card needs
+metrics.jsonl    one JSON object a line: {"step": 120, "seconds": 88.1, "loss": 3.1, ...}
+samples/         pictures: step_000120_subject.png
+state/           resumable states of the trainer
+results/         benchmark results
+final/           the model that the run made
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class RunFolder:
             folder._base_seconds = folder._seconds_so_far()
             return folder
         if folder.path.exists() and any(folder.path.iterdir()):
-            raise UserError(f"{folder.path}: expected an empty folder or a run, found other files; choose another run=...")
+            raise UserError(
+                f"{folder.path}: expected an empty folder or a run, found other files; choose another run=..."
+            )
         folder.path.mkdir(parents=True, exist_ok=True)
         write_atomically(marker, text)
         folder.write_manifest(seed=recipe.get("seed"))

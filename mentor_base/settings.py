@@ -9,9 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal[
-    "t2i", "reconstruction", "segmentation", "recovery", "subject", "multi_image", "in_context", "editing"
-]
+Task = Literal["t2i", "reconstruction", "segmentation", "recovery", "subject", "multi_image", "in_context", "editing"]
 Split = Literal["train", "val", "unseen_subjects", "unseen_pairs"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -133,7 +131,7 @@ class TokenizerLosses(Section):
 
 
 class PolicyModel(Section):
-    """A MENTOR policy to build from scratch: a size of mentor_base.config.SIZES, and fields of MentorConfig to change."""
+    """A MENTOR policy to build from scratch: a size of mentor_base.config.SIZES, and MentorConfig fields to change."""
 
     size: str = "tiny"
     options: dict[str, int | float | bool | str] = {}

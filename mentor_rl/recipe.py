@@ -19,12 +19,10 @@ from mentor_base.settings import (
     Checkpoints,
     Data,
     EmojiData,
-    Mixture,
     Optimisation,
     PolicyModel,
     Positive,
     Probability,
-    Sampling,
     Section,
     Split,
     Stage,
@@ -92,7 +90,7 @@ class Prompts(Section):
     """The prompts that GRPO rolls out, drawn in a fixed order; with ``weights`` over tasks."""
 
     data: Data = EmojiData()
-    weights: dict[Task, Positive] = {"subject": 1.0}
+    weights: dict[Task, Positive] = Field(default={"subject": 1.0})
     split: Split = "train"
 
 

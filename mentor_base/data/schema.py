@@ -43,7 +43,9 @@ class Example:
     def __post_init__(self) -> None:
         check_text(self.text, len(self.images), where=str(self.meta.get("where", "example")))
         if self.task not in TASKS:
-            raise UserError(f"{self.meta.get('where', 'example')}: unknown task '{self.task}'; {nearest(self.task, TASKS)}")
+            raise UserError(
+                f"{self.meta.get('where', 'example')}: unknown task '{self.task}'; {nearest(self.task, TASKS)}"
+            )
 
     def prompt(self) -> Prompt:
         """The same row without its target."""
@@ -72,6 +74,8 @@ def check_text(text: str, pictures: int, where: str) -> None:
     """Refuse empty captions, and counts of ``<image>`` marks and pictures that differ."""
     marks = text.count(IMAGE_MARK)
     if marks != pictures:
-        raise UserError(f"{where}: expected one {IMAGE_MARK} mark per picture, found {marks} marks and {pictures} pictures")
+        raise UserError(
+            f"{where}: expected one {IMAGE_MARK} mark per picture, found {marks} marks and {pictures} pictures"
+        )
     if not text.replace(IMAGE_MARK, "").strip() and not pictures:
         raise UserError(f"{where}: expected a caption, found an empty text")

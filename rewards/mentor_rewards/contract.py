@@ -110,7 +110,7 @@ class Reward(Protocol):
     spec: RewardSpec
 
     def load(self, device: str, dtype: str) -> None:
-        """Bring weights to a device ("cpu", "cuda:1"); dtype is a torch dtype name. May be called again after unload."""
+        """Bring weights to a device ("cpu", "cuda:1"); dtype is a torch dtype name. May follow an unload."""
 
     def unload(self) -> None:
         """Free what ``load`` took."""
