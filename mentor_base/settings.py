@@ -5,14 +5,21 @@ Every model is strict: an unknown key or a value outside its range is an error t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Task = Literal["t2i", "reconstruction", "segmentation", "recovery", "subject", "multi_image", "in_context", "editing"]
 Split = Literal["train", "val", "unseen_subjects", "unseen_pairs"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+
+
+class InputMark:
+    """Marks a field that names a file or folder to read; a recipe's reader looks it up and refuses what is missing."""
+
+
+InputPath = Annotated[str, InputMark()]
 
 
 class Section(BaseModel):
@@ -73,11 +80,15 @@ class JsonlData(Section):
     """Rows on disk: one Example per line, picture paths relative to the file; see mentor_base/data/sources.py."""
 
     source: Literal["jsonl"]
-    train: str
-    val: str | None = None
+    train: InputPath
+    val: InputPath | None = None
 
 
-Data = Annotated[EmojiData | JsonlData, Field(discriminator="source")]
+def _source(data: Any) -> Any:
+    return data.get("source", "emoji") if isinstance(data, dict) else getattr(data, "source", None)
+
+
+Data = Annotated[Annotated[EmojiData, Tag("emoji")] | Annotated[JsonlData, Tag("jsonl")], Discriminator(_source)]
 
 
 class Mixture(Section):
@@ -116,6 +127,8 @@ class TokenizerModel(Section):
     latent_channels: int = 256
     codebook_size: int = 16384
     codebook_width: int = 8
+    decoder_channels: int | None = Field(None, ge=1, description="channels of the decoder; default: channels")
+    decoder_blocks: int | None = Field(None, ge=1, description="per decoder level; default: residual_blocks + 1")
     stem_patch: int = Field(1, ge=1, description="pixel-unshuffle before the first convolution; 1 is VQ-16")
     normalisation: Literal["group", "none"] = "group"
     attention: bool = Field(True, description="self-attention at the lowest resolution, as VQ-16 has")
