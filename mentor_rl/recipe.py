@@ -3,7 +3,8 @@
     kind: tokenizer | sft | scorer | grpo | evaluate
 
 Paths: ``run`` is relative to the current folder. A relative *input* path is looked up beside the recipe first, then in
-the current folder; the error names both when it is in neither.
+the current folder; the error names both when it is in neither. Given as an override it is looked up in the current
+folder first. Inputs are the fields of type InputPath, and of a reward its ``use: file.py:Class`` and ``checkpoint``.
 
 Free of torch: the command line reads recipes before it decides what to import.
 """
@@ -19,6 +20,7 @@ from mentor_base.settings import (
     Checkpoints,
     Data,
     EmojiData,
+    InputPath,
     Optimisation,
     PolicyModel,
     Positive,
@@ -57,8 +59,8 @@ class SftRecipe(Common):
     """One supervised stage. Starts from ``init`` (a checkpoint or run folder), or builds ``model`` on ``tokenizer``."""
 
     kind: Literal["sft"]
-    init: str | None = Field(None, description="policy to start from")
-    tokenizer: str | None = Field(None, description="VQ tokenizer of a policy built from scratch")
+    init: InputPath | None = Field(None, description="policy to start from")
+    tokenizer: InputPath | None = Field(None, description="VQ tokenizer of a policy built from scratch")
     model: PolicyModel | None = None
     stage: Stage
     optimisation: Optimisation
@@ -132,7 +134,7 @@ class GrpoRecipe(Common):
     """GRPO on a policy under a composite of rewards."""
 
     kind: Literal["grpo"]
-    policy: str = Field(description="checkpoint or run folder of the policy; the frozen reference is a second copy")
+    policy: InputPath = Field(description="checkpoint or run folder; the frozen reference is a second copy")
     prompts: Prompts
     algorithm: GrpoAlgorithm
     optimisation: Optimisation
@@ -148,8 +150,8 @@ class EvaluateRecipe(Common):
 
     kind: Literal["evaluate"]
     benchmark: Literal["emojibench"]
-    policies: dict[str, str] = Field(description="name -> checkpoint or run folder")
-    evaluator: str
+    policies: dict[str, InputPath] = Field(description="name -> checkpoint or run folder")
+    evaluator: InputPath
     splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
     items: int = Field(96, gt=0, description="per split")
     seeds: tuple[int, ...] = (0, 1, 2)
