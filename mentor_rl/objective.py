@@ -19,9 +19,9 @@ Departures from that paper, each shared with trl's defaults:
   `sum_then_normalize` is asked for;
 - a missing score (NaN) is left out of the statistics of its group and adds nothing to its own sample.
 
-`loss: grpo | bnpo | dr_grpo | dapo` differ only in how they weigh sequences of different lengths (mean of sequence means,
-mean of tokens, tokens over a constant length, tokens over the global count). Pictures all have L tokens, so the four
-are one and the same number: the mean over tokens.
+`loss: grpo | bnpo | dr_grpo | dapo` differ only in how they weigh sequences of different lengths (mean of sequence
+means, mean of tokens, tokens over a constant length, tokens over the global count). Pictures all have L tokens, so the
+four are one and the same number: the mean over tokens.
 
 Shapes: N samples, K prompts, G group size (N = K*G, group-contiguous), L image tokens, R rewards.
 """
@@ -31,11 +31,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-
-STD_FLOOR = 1e-4  # added to standard deviations, as in trl: a group without spread gets advantage 0, not NaN
-
-Aggregation = Literal["normalize_then_sum", "sum_then_normalize"]
-Scale = Literal["group", "batch", "none"]
+from mentor_rewards.aggregate import Aggregation, Scale, advantages
 
 
 class GrpoLoss(NamedTuple):
@@ -55,29 +51,17 @@ def group_advantages(
 ) -> torch.Tensor:
     """Advantages_N of K groups of ``group_size`` samples under R weighted rewards; NaN is "could not score".
 
-    ``sum_then_normalize``: r = sum_R w r_R; A = (r - mean over the group) / (std + floor), where ``scale`` says over
+    ``sum_then_normalize``: r = sum_R w r_R; A = (r - mean over the group) / (std + 1e-4), where ``scale`` says over
     what the std is taken: the group, the batch, or not at all (Dr. GRPO, arXiv 2503.20783).
     ``normalize_then_sum``: each reward is normalised within its group, so that neither units nor spread decide its
     influence, then summed by weight and normalised over the batch (GDPO, arXiv 2601.05242); ``scale`` has no say.
-    A sample that no reward could score gets 0.
+    A sample that no reward could score gets 0. The arithmetic has one home, mentor_rewards/aggregate.py.
     """
-    missing_N = rewards_NR.isnan().all(dim=1)
-    if aggregation == "normalize_then_sum":
-        groups_KGR = rewards_NR.view(-1, group_size, rewards_NR.shape[1])
-        spread_K1R = nan_std(groups_KGR, dim=1) + STD_FLOOR
-        normal_NR = ((groups_KGR - groups_KGR.nanmean(dim=1, keepdim=True)) / spread_K1R).flatten(0, 1)
-        total_N = (normal_NR * weights_R).nansum(dim=1).masked_fill(missing_N, torch.nan)
-        advantages_N = (total_N - total_N.nanmean()) / (nan_std(total_N, dim=0) + STD_FLOOR)
-    else:
-        total_N = (rewards_NR * weights_R).nansum(dim=1).masked_fill(missing_N, torch.nan)
-        groups_KG = total_N.view(-1, group_size)
-        centred_KG = groups_KG - groups_KG.nanmean(dim=1, keepdim=True)
-        if scale == "group":
-            centred_KG = centred_KG / (nan_std(groups_KG, dim=1) + STD_FLOOR)
-        elif scale == "batch":
-            centred_KG = centred_KG / (nan_std(total_N, dim=0) + STD_FLOOR)
-        advantages_N = centred_KG.flatten()
-    return advantages_N.nan_to_num(nan=0.0)
+    groups_N = torch.arange(len(rewards_NR)) // group_size
+    values = advantages(
+        rewards_NR.detach().cpu().double().numpy(), weights_R.tolist(), groups_N.numpy(), aggregation, scale
+    )
+    return torch.from_numpy(values).to(rewards_NR)
 
 
 def policy_ratio(
@@ -100,7 +84,7 @@ def clipped_surrogate(
 def is_clipped(
     ratio_NL: torch.Tensor, advantages_N: torch.Tensor, epsilon: float, epsilon_high: float | None = None
 ) -> torch.Tensor:
-    """Where the clip stops the gradient, [N, L or 1] bool: ratios already past the edge that the advantage pushes to."""
+    """Where the clip stops the gradient, [N, L or 1] bool: ratios already past the edge they are pushed to."""
     high = epsilon if epsilon_high is None else epsilon_high
     up_N1 = advantages_N[:, None] > 0
     down_N1 = advantages_N[:, None] < 0
@@ -137,11 +121,3 @@ def grpo_loss(
         kl = kl_NL.mean().detach()
     clip_share = is_clipped(ratio_NL.detach(), advantages_N, epsilon, epsilon_high).float().mean()
     return GrpoLoss(loss_NL.mean(), kl, clip_share)
-
-
-def nan_std(values: torch.Tensor, dim: int) -> torch.Tensor:
-    """Sample standard deviation without the missing entries, ``dim`` kept; NaN where fewer than two are there."""
-    count = (~values.isnan()).sum(dim=dim, keepdim=True)
-    square = (values - values.nanmean(dim=dim, keepdim=True)).square().nanmean(dim=dim, keepdim=True)
-    bessel = torch.where(count > 1, count / (count - 1), torch.nan)
-    return (square * bessel).sqrt()

@@ -32,9 +32,13 @@ def toy_logp(table: torch.Tensor) -> torch.Tensor:
     logp_LPV = table.log_softmax(-1)
     columns = []
     for place in range(L):
-        prefix_S = sum((SEQUENCES_SL[:, i] * V**i for i in range(place)), torch.zeros(len(SEQUENCES_SL), dtype=torch.long))
-        columns.append(logp_LPV[place, prefix_S, SEQUENCES_SL[:, place]])
+        columns.append(logp_LPV[place, prefix_index(place), SEQUENCES_SL[:, place]])
     return torch.stack(columns, dim=1)
+
+
+def prefix_index(place: int) -> torch.Tensor:
+    """Which row of the table the first ``place`` tokens of each sequence select, [S]."""
+    return (SEQUENCES_SL[:, :place] * V ** torch.arange(place)).sum(1)
 
 
 @pytest.fixture
@@ -53,11 +57,11 @@ def test_expected_gradient_is_that_of_the_expected_reward(toy) -> None:
     logp_SL = toy_logp(table)
     p_S = logp_SL.sum(1).exp()
     analytic = gradient((p_S * reward_S).sum(), table) / L  # the objective is a mean over tokens
-    enumerated = sum(
-        p_S[s].detach()
-        * gradient(grpo_loss(logp_SL[s, None], logp_SL[s, None].detach(), None, reward_S[s, None], beta=0.0).loss, table)
-        for s in range(len(p_S))
-    )
+    enumerated = torch.zeros_like(table)
+    for s in range(len(p_S)):
+        logp_1L = logp_SL[s, None]
+        loss = grpo_loss(logp_1L, logp_1L.detach(), None, reward_S[s, None], beta=0.0).loss
+        enumerated += p_S[s].detach() * gradient(loss, table)
     torch.testing.assert_close(-enumerated, analytic, atol=1e-12, rtol=0)
 
 
@@ -85,25 +89,18 @@ def test_kl_term_follows_the_kl_at_visited_prefixes(toy, bias_correction: bool) 
     logp_SL, reference_SL = toy_logp(table), toy_logp(reference)
     p_S = logp_SL.sum(1).exp().detach()
     zero_S = torch.zeros(len(p_S), dtype=torch.float64)
-    terms = [
-        p_S[s]
-        * gradient(
-            grpo_loss(
-                logp_SL[s, None], logp_SL[s, None].detach(), reference_SL[s, None], zero_S[s, None],
-                beta=1.0, bias_correction=bias_correction,
-            ).loss,
-            table,
-        )
-        for s in range(len(p_S))
-    ]  # fmt: skip
+    enumerated = torch.zeros_like(table)
+    for s in range(len(p_S)):
+        old_1L, ref_1L = logp_SL[s, None].detach(), reference_SL[s, None]
+        terms = grpo_loss(logp_SL[s, None], old_1L, ref_1L, zero_S[s, None], beta=1.0, bias_correction=bias_correction)
+        enumerated += p_S[s] * gradient(terms.loss, table)
     pi, ref = table.log_softmax(-1), reference.log_softmax(-1)
     kl_LP = (pi.exp() * (pi - ref)).sum(-1) if bias_correction else (ref.exp() * (ref - pi)).sum(-1)
     visits_LP = torch.zeros_like(kl_LP)
     for place in range(L):
-        prefix_S = sum((SEQUENCES_SL[:, i] * V**i for i in range(place)), torch.zeros(len(p_S), dtype=torch.long))
-        visits_LP[place].index_add_(0, prefix_S, p_S)
+        visits_LP[place].index_add_(0, prefix_index(place), p_S)
     analytic = gradient((visits_LP * kl_LP).sum() / L, table)
-    torch.testing.assert_close(sum(terms), analytic, atol=1e-12, rtol=0)
+    torch.testing.assert_close(enumerated, analytic, atol=1e-12, rtol=0)
 
 
 def test_k3_is_unbiased_and_never_negative(toy) -> None:
