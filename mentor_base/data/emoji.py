@@ -1,0 +1,400 @@
+"""The emoji world: every task of the paper drawn on the fly from the atlas, at 64x64 pixels.
+
+``EmojiWorld().example(task, split, seed, index)`` is a pure function of its arguments (and of the settings). Pictures
+are PIL RGB, masks 8-bit ("L", 255 on the subject).
+
+    t2i             caption -> an emoji (plain, small at a named place, or two to four of them), or coloured shapes
+    reconstruction  picture -> the same picture
+    segmentation    scene of two things on a random ground + name -> the named one alone, in its place, on white; mask
+    recovery        thing turned, shrunk, on a random ground + caption -> the thing upright, at full size; mask
+    subject         reference in one style + name + wanted style -> the same subject drawn in the wanted style
+    multi_image     two references -> both, composed as the text says
+
+Splits (see atlas.py): ``unseen_subjects`` shows only subjects that train never showed; ``unseen_pairs`` asks for
+(subject, style) pairs that train never showed, while references and bystanders are train pairs. Coloured shapes of
+both unseen splits are (shape, colour) pairs that train never showed.
+
+Example.meta, for rewards and evaluation; a key is absent where it does not apply:
+
+    where            "emoji:subject/train/0/17": names the example in error lines
+    kind             "emoji" | "shapes"
+    background       the target's ground, a key of COLOURS
+    background_rgb   the same as (r, g, b), 0..255
+  emoji, one subject (all tasks but multi_image):
+    subject_id       key of Atlas.subjects
+    style            id of the target's style, one of Atlas.styles
+    style_name       the words that the text uses for it
+    reference_style  (subject) id of the style of the reference
+    count, position  (t2i) int >= 2; a key of POSITIONS; only where the text claims them
+  multi_image:
+    subject_ids, styles   two of each, in the order of the references
+    relation              "side by side" | "left of" | "right of" | "above" | "below", from the first to the second
+  shapes (t2i):
+    objects          list of {"shape", "colour", "rgb", "count", "position"}; position None where the text has none
+    relation         "left of" | "right of" | "above" | "below", from objects[0] to objects[1]; absent for one object
+    shape, colour, count, position    of the only object; absent for two objects
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image
+
+from mentor_base.data import captions
+from mentor_base.data.atlas import SIZE, Atlas, Subject
+from mentor_base.data.grounds import random_ground
+from mentor_base.data.schema import Example
+from mentor_base.data.shapes import COLOURS, NUMBERS, POSITIONS, RELATIONS, SHAPES, draw_scene, random_scene
+from mentor_base.errors import UserError, nearest
+from mentor_base.settings import EmojiData, Split
+
+__all__ = ["BACKGROUNDS", "COLOURS", "EmojiWorld", "compose"]
+
+SPLITS: tuple[str, ...] = get_args(Split)
+# Grounds for emoji. Black is left out: line art would vanish on it.
+BACKGROUNDS: tuple[str, ...] = tuple(name for name in COLOURS if name != "black")
+WHITE_SHARE = 0.5
+REFERENCE_WHITE_SHARE = 0.85
+# Line art has no filled outline to cut out.
+UNFILLED_STYLES = frozenset({"fluent-mono"})
+SMALL = 30  # side of emoji that share a picture
+
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Pools:
+    """What a split draws from.
+
+    Attributes:
+        targets: (subject, style) pairs that the split asks for.
+        others: pairs for bystanders in scenes.
+        filled: the targets that can be cut out.
+        transfers: (target pair, styles of possible references).
+    """
+
+    targets: tuple[Pair, ...]
+    others: tuple[Pair, ...]
+    filled: tuple[Pair, ...]
+    transfers: tuple[tuple[Pair, tuple[str, ...]], ...]
+
+
+class EmojiWorld:
+    """Examples of all tasks over the committed atlas.
+
+    Args:
+        settings: share of shapes in t2i, and the styles used (default: all).
+
+    Raises:
+        UserError: a style that the atlas does not have.
+    """
+
+    image_size = SIZE
+
+    def __init__(self, settings: EmojiData | None = None) -> None:
+        self.settings = EmojiData() if settings is None else settings
+        self.atlas = Atlas.load()
+        self.styles: tuple[str, ...] = self._checked_styles()
+        self._pools: dict[str, Pools] = {}
+        self._hidden: dict[Pair, dict[str, bool]] = {}
+
+    @cached_property
+    def _tasks(self) -> Mapping[str, Callable[[Random, str], Example]]:
+        return {
+            "t2i": self._t2i,
+            "reconstruction": self._reconstruction,
+            "segmentation": self._segmentation,
+            "recovery": self._recovery,
+            "subject": self._subject,
+            "multi_image": self._multi_image,
+        }
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that this world can draw."""
+        return tuple(self._tasks)
+
+    def example(self, task: str, split: str, seed: int, index: int) -> Example:
+        """One example; the same arguments give the same example, on every machine.
+
+        Raises:
+            UserError: an unknown task or split.
+        """
+        where = f"emoji:{task}/{split}/{seed}/{index}"
+        if task not in self._tasks:
+            raise UserError(f"{where}: unknown task '{task}'; {nearest(task, self._tasks)}")
+        if split not in SPLITS:
+            raise UserError(f"{where}: unknown split '{split}'; {nearest(split, SPLITS)}")
+        # A text seed is hashed with SHA-512, so neighbours share nothing.
+        example = self._tasks[task](Random(where), split)
+        facts = {"where": where, **example.meta}
+        return Example(task, example.text, example.images, example.target, example.subject, example.mask, facts)
+
+    def corpus(self) -> list[str]:
+        """What a text tokenizer has to know: every name, style, colour, shape and number, and captions of all tasks."""
+        names = [subject.name for subject in self.atlas.subjects.values()]
+        plurals = [many for many in map(captions.plural, names) if many]
+        words = [word for subject in self.atlas.subjects.values() for word in subject.keywords]
+        styles = [f"in {name} style" for name in self.atlas.style_names.values()]
+        places = [captions.place_words(position) for position in POSITIONS]
+        sample = [self.example(task, "train", 0, i).text for task in self._tasks for i in range(200)]
+        lists = (names, plurals, words, styles, places, COLOURS, SHAPES, (s + "s" for s in SHAPES), NUMBERS.values())
+        return [*sample, *(text for texts in lists for text in texts)]
+
+    # ------------------------------------------------------------ tasks
+
+    def _t2i(self, rng: Random, split: str) -> Example:
+        if rng.random() < self.settings.shapes:
+            return self._shapes(rng, split)
+        pair = rng.choice(self._pool(split).targets)
+        name, style = self._words(pair)
+        ground = self._ground(rng, pair)
+        meta = self._meta(pair, ground)
+        many = captions.plural(name)
+        roll = rng.random()
+        if roll < 0.12:
+            position = rng.choice(tuple(POSITIONS))
+            target = self._placed(rng, pair, ground, position)
+            text = captions.placed_caption(name, style, ground, position)
+            return _row(text, target, name, meta | {"position": position})
+        if roll < 0.27 and many is not None:
+            count = rng.choice((2, 3, 4))
+            target = self._repeated(rng, pair, ground, count)
+            text = captions.counted_caption(many, style, ground, count)
+            return _row(text, target, name, meta | {"count": count})
+        text = captions.emoji_caption(rng, name, style, ground, self._thing(pair).keywords)
+        return _row(text, self._plain(pair, ground), name, meta)
+
+    def _shapes(self, rng: Random, split: str) -> Example:
+        scene = random_scene(rng, unseen=split.startswith("unseen"))
+        meta = {"kind": "shapes", **scene.facts(), **_ground_facts(scene.background)}
+        subject = f"{meta['colour']} {meta['shape']}" if "shape" in meta else None
+        return _row(scene.words(), draw_scene(scene, rng, SIZE), subject, meta)
+
+    def _reconstruction(self, rng: Random, split: str) -> Example:
+        pair = rng.choice(self._pool(split).targets)
+        ground = self._ground(rng, pair)
+        picture = self._plain(pair, ground)
+        text = captions.reconstruction_text(rng)
+        return _row(text, picture, self._thing(pair).name, self._meta(pair, ground), (picture,))
+
+    def _segmentation(self, rng: Random, split: str) -> Example:
+        pools = self._pool(split)
+        pair = rng.choice(pools.filled)
+        other = self._bystander(rng, pools, pair[0])
+        side, small = rng.randint(34, 48), rng.randint(22, 30)
+        (left, top), (far_left, far_top) = _opposite_corners(rng, side, small)
+        scene = random_ground(rng, SIZE)
+        compose(scene, self._resized(other, small), far_left, far_top)
+        sprite = self._resized(pair, side)
+        compose(scene, sprite, left, top)  # last, so that all of it is seen
+        alone = _flat("white")
+        compose(alone, sprite, left, top)
+        mask = np.zeros((SIZE, SIZE), np.uint8)
+        mask[top : top + side, left : left + side] = (sprite[:, :, 3] >= 128) * np.uint8(255)
+        name = self._thing(pair).name
+        text = captions.segmentation_text(rng, name)
+        images = (Image.fromarray(scene),)
+        return _row(text, Image.fromarray(alone), name, self._meta(pair, "white"), images, Image.fromarray(mask))
+
+    def _recovery(self, rng: Random, split: str) -> Example:
+        pair = rng.choice(self._pool(split).targets)
+        name, style = self._words(pair)
+        ground = self._ground(rng, pair)
+        side = rng.randint(round(0.55 * SIZE), round(0.9 * SIZE))
+        turned = self.atlas.sprite(*pair).rotate(rng.uniform(-45, 45), Image.Resampling.BICUBIC)
+        shrunk = np.asarray(turned.resize((side, side), Image.Resampling.BOX))
+        scene = random_ground(rng, SIZE)
+        compose(scene, shrunk, rng.randint(0, SIZE - side), rng.randint(0, SIZE - side))
+        mask = Image.fromarray((self.atlas.pixels(*pair)[:, :, 3] >= 128) * np.uint8(255))
+        text = captions.recovery_text(rng, name, style, ground)
+        images = (Image.fromarray(scene),)
+        return _row(text, self._plain(pair, ground), name, self._meta(pair, ground), images, mask)
+
+    def _subject(self, rng: Random, split: str) -> Example:
+        transfers = self._pool(split).transfers
+        if not transfers:
+            raise UserError(f"the subject task needs two styles or more, found {', '.join(self.styles)}")
+        pair, references = rng.choice(transfers)
+        reference = (pair[0], rng.choice(references))
+        name, style = self._words(pair)
+        ground = self._ground(rng, pair)
+        shown_on = self._ground(rng, reference, white_share=REFERENCE_WHITE_SHARE)
+        meta = self._meta(pair, ground) | {"reference_style": reference[1]}
+        text = captions.subject_text(rng, name, style, ground)
+        return _row(text, self._plain(pair, ground), name, meta, (self._plain(reference, shown_on),))
+
+    def _multi_image(self, rng: Random, split: str) -> Example:
+        pools = self._pool(split)
+        first = rng.choice(pools.targets)
+        pairs = (first, self._bystander(rng, pools, first[0]))
+        relation = rng.choice(("side by side", *RELATIONS))
+        ground = self._ground(rng, *pairs)
+        along, across = sorted((rng.randint(0, 3), rng.randint(SIZE - SMALL - 3, SIZE - SMALL))), rng.randint(8, 26)
+        if relation in ("right of", "below"):
+            along.reverse()
+        target = _flat(ground)
+        for pair, place in zip(pairs, along, strict=True):
+            left, top = (across, place) if relation in ("above", "below") else (place, across)
+            compose(target, self._resized(pair, SMALL), left, top)
+        images = tuple(self._plain(pair, self._ground(rng, pair, white_share=REFERENCE_WHITE_SHARE)) for pair in pairs)
+        names = (self._thing(pairs[0]).name, self._thing(pairs[1]).name)
+        meta = {
+            "kind": "emoji",
+            "subject_ids": tuple(pair[0] for pair in pairs),
+            "styles": tuple(pair[1] for pair in pairs),
+            "relation": relation,
+            **_ground_facts(ground),
+        }
+        return _row(captions.pair_text(rng, names, relation, ground), Image.fromarray(target), None, meta, images)
+
+    # ------------------------------------------------------------ parts
+
+    def _placed(self, rng: Random, pair: Pair, ground: str, position: str) -> Image.Image:
+        """A small sprite whose centre lies in the named third."""
+        target = _flat(ground)
+        left, top = ((1, (SIZE - SMALL) // 2, SIZE - SMALL - 1)[third] for third in POSITIONS[position])
+        left, top = (min(max(edge + rng.randint(-2, 2), 0), SIZE - SMALL) for edge in (left, top))
+        compose(target, self._resized(pair, SMALL), left, top)
+        return Image.fromarray(target)
+
+    def _repeated(self, rng: Random, pair: Pair, ground: str, count: int) -> Image.Image:
+        """Two to four small sprites in rows, each row centred."""
+        target = _flat(ground)
+        sprite = self._resized(pair, SMALL)
+        rows = {2: (2,), 3: rng.choice(((2, 1), (1, 2))), 4: (2, 2)}[count]
+        for r, columns in enumerate(rows):
+            top = (SIZE - SMALL) // 2 if len(rows) == 1 else (1, SIZE - SMALL - 1)[r]
+            lefts = ((SIZE - SMALL) // 2,) if columns == 1 else (1, SIZE - SMALL - 1)
+            for left in lefts:
+                compose(target, sprite, left, top)
+        return Image.fromarray(target)
+
+    def _plain(self, pair: Pair, ground: str) -> Image.Image:
+        """The sprite at full size over a flat colour."""
+        canvas = _flat(ground)
+        compose(canvas, self.atlas.pixels(*pair), 0, 0)
+        return Image.fromarray(canvas)
+
+    def _resized(self, pair: Pair, side: int) -> np.ndarray:
+        return np.asarray(self.atlas.sprite(*pair).resize((side, side), Image.Resampling.BOX))
+
+    def _bystander(self, rng: Random, pools: Pools, subject: str) -> Pair:
+        """Something of another family."""
+        family = self.atlas.subjects[subject].family
+        while True:
+            pair = rng.choice(pools.others)
+            if self.atlas.subjects[pair[0]].family != family:
+                return pair
+
+    def _ground(self, rng: Random, *pairs: Pair, white_share: float = WHITE_SHARE) -> str:
+        """White, or a colour in which none of the sprites would vanish."""
+        if rng.random() < white_share:
+            return "white"
+        seen = [name for name in BACKGROUNDS if not any(self._vanishes(pair)[name] for pair in pairs)]
+        return rng.choice(seen) if seen else "white"
+
+    def _vanishes(self, pair: Pair) -> Mapping[str, bool]:
+        """Per background, whether more than a third of the sprite is nearly of that colour."""
+        known = self._hidden.get(pair)
+        if known is None:
+            pixels = self.atlas.pixels(*pair)
+            inside = pixels[pixels[:, :, 3] >= 128][:, :3].astype(np.int32)
+            known = {
+                name: bool((((inside - COLOURS[name]) ** 2).sum(1) < 60**2).mean() > 1 / 3) for name in BACKGROUNDS
+            }
+            self._hidden[pair] = known
+        return known
+
+    def _thing(self, pair: Pair) -> Subject:
+        return self.atlas.subjects[pair[0]]
+
+    def _words(self, pair: Pair) -> tuple[str, str]:
+        return self._thing(pair).name, self.atlas.style_names[pair[1]]
+
+    def _meta(self, pair: Pair, ground: str) -> dict[str, Any]:
+        subject, style = pair
+        names = {"subject_id": subject, "style": style, "style_name": self.atlas.style_names[style]}
+        return {"kind": "emoji", **names, **_ground_facts(ground)}
+
+    # ------------------------------------------------------------ splits
+
+    def _checked_styles(self) -> tuple[str, ...]:
+        wanted = self.settings.styles
+        if wanted is None:
+            return self.atlas.styles
+        for style in wanted:
+            if style not in self.atlas.styles:
+                raise UserError(f"data.styles: unknown style '{style}'; {nearest(style, self.atlas.styles)}")
+        if not wanted:
+            raise UserError(f"data.styles: expected at least one of {', '.join(self.atlas.styles)}, found none")
+        return tuple(style for style in self.atlas.styles if style in wanted)
+
+    def _pool(self, split: str) -> Pools:
+        pools = self._pools.get(split)
+        if pools is None:
+            pools = self._pools[split] = self._make_pools(split)
+        return pools
+
+    def _make_pools(self, split: str) -> Pools:
+        targets = self.atlas.pairs(split, self.styles)  # type: ignore[arg-type]
+        if not targets:
+            raise UserError(f"data.styles: no picture of split '{split}' is in {', '.join(self.styles)}")
+        others = self.atlas.pairs("train", self.styles) if split == "unseen_pairs" else targets
+        drawn: dict[str, list[str]] = defaultdict(list)
+        for subject, style in others:
+            drawn[subject].append(style)
+        transfers = []
+        for pair in targets:
+            references = tuple(style for style in drawn[pair[0]] if style != pair[1])
+            if references:
+                transfers.append((pair, references))
+        filled = tuple(pair for pair in targets if pair[1] not in UNFILLED_STYLES)
+        return Pools(targets, others, filled or targets, tuple(transfers))
+
+
+def compose(canvas_HW3: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
+    """Lay a straight-alpha uint8 sprite [h, w, 4] over part of a canvas, in place; it has to lie inside."""
+    height, width = sprite.shape[:2]
+    patch = canvas_HW3[top : top + height, left : left + width]
+    alpha = sprite[:, :, 3:].astype(np.uint16)
+    mixed = sprite[:, :, :3] * alpha + patch * (255 - alpha) + 127
+    patch[:] = mixed // 255
+
+
+def _flat(ground: str) -> np.ndarray:
+    canvas = np.empty((SIZE, SIZE, 3), np.uint8)
+    canvas[:] = COLOURS[ground]
+    return canvas
+
+
+def _ground_facts(ground: str) -> dict[str, Any]:
+    return {"background": ground, "background_rgb": COLOURS[ground]}
+
+
+def _opposite_corners(rng: Random, side: int, small: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Places of a large and a small square that overlap as little as they can."""
+    right, low = rng.random() < 0.5, rng.random() < 0.5
+    slack = rng.randint(0, 2)
+    near = [SIZE - side - slack if far else slack for far in (right, low)]
+    away = [0 if far else SIZE - small for far in (right, low)]
+    return (near[0], near[1]), (away[0], away[1])
+
+
+def _row(
+    text: str,
+    target: Image.Image,
+    subject: str | None,
+    meta: dict[str, Any],
+    images: tuple[Image.Image, ...] = (),
+    mask: Image.Image | None = None,
+) -> Example:
+    """An Example whose task is set by EmojiWorld.example."""
+    return Example("t2i", text, images, target, subject, mask, meta)
