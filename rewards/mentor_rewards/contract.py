@@ -2,24 +2,39 @@
 
 A reward scores N pictures and returns N raw scores in its own units; ``None`` means "could not score", with a reason.
 Scale, weight, clip and what happens to missing scores are the recipe's business (RewardEntry), never the reward's.
+A reward scores in ``score``, or, when it waits for something (a server, a judge), in ``async def ascore``.
 
 Nothing here imports torch: a reward loads its weights in ``load``, not when it is imported or constructed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Need = Literal["prompt", "reference", "subject"]
 
 
 class RewardError(Exception):
     """A reward, a plugin or a reward entry that cannot be used as given; one line for the user."""
+
+
+class RewardFailure(RewardError):
+    """Too many scores of one reward are missing to go on (``failure_rate``, or ``on_missing: stop``)."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """The end of an error line: the nearest valid name, or all of them when none is near."""
+    known = sorted(options)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return f"known: {', '.join(known)}" if known else "none is known"
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,9 @@ class RewardSpec:
     Attributes:
         name: unique, snake_case; the key under which scores are logged.
         version: changes whenever the same picture can get another score.
-        needs: columns of the batch without which the reward cannot score.
+        needs: columns of the batch without which the reward does not apply. A sample that lacks one is left out
+            (masked, not counted as a failure): so a composite can serve prompts with and without references.
+        metadata: keys of ``RewardBatch.metadata`` that are needed in the same sense.
         range: hard bounds of a score in native units; None where there is none.
         higher_is_better: False for distances.
         deterministic: same batch, same scores.
@@ -41,12 +58,26 @@ class RewardSpec:
     name: str
     version: str
     needs: frozenset[Need] = frozenset()
+    metadata: frozenset[str] = frozenset()
     range: tuple[float | None, float | None] = (None, None)
     higher_is_better: bool = True
     deterministic: bool = True
     batch_invariant: bool = True
     licence: str = "unknown"
     weights: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for need in self.needs:
+            if need not in get_args(Need):
+                raise RewardError(
+                    f"reward '{self.name}': unknown need '{need}'; {nearest(need, get_args(Need))} "
+                    "(keys of the metadata go into RewardSpec.metadata)"
+                )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that a sample must have: the needs, then ``metadata.<key>``."""
+        return (*sorted(self.needs), *(f"metadata.{key}" for key in sorted(self.metadata)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +92,8 @@ class RewardBatch:
         group_ids: samples of one prompt share an id.
         metadata: facts of the prompt, e.g. {"style": "noto", "background": "red"}.
         step: optimizer step, 0 outside of training.
+        shared: work that rewards share within one scoring call (embeddings of references, prompts and pictures); lives
+            as long as the batch and is handed on to its sub-batches. See embedding.py.
     """
 
     images: Sequence[Image.Image]
@@ -70,6 +103,7 @@ class RewardBatch:
     group_ids: Sequence[int]
     metadata: Sequence[Mapping[str, Any]]
     step: int = 0
+    shared: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         n = len(self.images)
@@ -91,12 +125,29 @@ class RewardBatch:
             group_ids=[self.group_ids[i] for i in rows],
             metadata=[self.metadata[i] for i in rows],
             step=self.step,
+            shared=self.shared,
         )
+
+    def lacks(self, row: int, columns: Iterable[str]) -> list[str]:
+        """Which of these columns ("prompt", "reference", "subject", "metadata.<key>") this sample has no value in."""
+        return [column for column in columns if not self._has(row, column)]
+
+    def _has(self, row: int, column: str) -> bool:
+        if column == "prompt":
+            return bool(self.prompts[row].strip())
+        if column == "reference":
+            return bool(self.references[row])
+        if column == "subject":
+            return self.subjects[row] is not None
+        return self.metadata[row].get(column.removeprefix("metadata.")) is not None
 
 
 @dataclass(frozen=True)
 class RewardOutput:
-    """N raw scores; ``None`` where the reward could not score, with the reason in the same place."""
+    """N raw scores; ``None`` where the reward could not score, with the reason in the same place.
+
+    ``reasons`` and every list in ``details`` (what the reward wants logged per picture) have N entries or none.
+    """
 
     scores: list[float | None]
     reasons: list[str | None] = field(default_factory=list)
@@ -105,7 +156,10 @@ class RewardOutput:
 
 @runtime_checkable
 class Reward(Protocol):
-    """A reward. Constructed with the recipe's ``options`` as keyword arguments; cheap until ``load``."""
+    """A reward. Constructed with the recipe's ``options`` as keyword arguments; cheap until ``load``.
+
+    A subclass inherits ``load`` and ``unload`` that do nothing; any class with these members will do.
+    """
 
     spec: RewardSpec
 
@@ -116,14 +170,36 @@ class Reward(Protocol):
         """Free what ``load`` took."""
 
     def score(self, batch: RewardBatch) -> RewardOutput:
-        """Score N pictures. Long-running or remote rewards may define ``async def ascore`` instead."""
+        """Score N pictures. The composite hands over only samples that have what ``spec`` declares as needed."""
+
+
+@runtime_checkable
+class AsyncReward(Protocol):
+    """A reward that waits, e.g. for a server: as Reward, with ``ascore`` in the place of ``score``.
+
+    The composite awaits all of them at the same time, in one event loop that lives from ``load`` to ``unload``.
+    """
+
+    spec: RewardSpec
+
+    def load(self, device: str, dtype: str) -> None:
+        """As in Reward."""
+
+    def unload(self) -> None:
+        """As in Reward."""
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        """Score N pictures; cancelled after ``RewardEntry.timeout`` seconds."""
+
+
+AnyReward = Reward | AsyncReward
 
 
 class RewardEntry(BaseModel):
     """One reward of a composite, as the recipe states it.
 
-    ``use`` is a registered name, or ``path/to/file.py:Class`` for a plugin file. The contribution of a sample is
-    ``weight * normalised(clip(scale * raw))``; see composite.py for the aggregation.
+    ``use`` is a registered name, ``path/to/file.py:Class`` for a plugin file, or ``package.module:Class``. The
+    contribution of a sample is ``weight * normalised(clip(scale * raw))``; see aggregate.py.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,5 +212,12 @@ class RewardEntry(BaseModel):
     role: Literal["train", "monitor"] = "train"
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch: Annotated[int, Field(gt=0)] = 64
+    batch: Annotated[int, Field(gt=0, description="pictures per call of the reward")] = 64
+    timeout: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds per call, async rewards only")
     options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _clip_is_an_interval(self) -> RewardEntry:
+        if self.clip is not None and not self.clip[0] < self.clip[1]:
+            raise ValueError(f"clip: expected [low, high] with low < high, found {list(self.clip)}")
+        return self

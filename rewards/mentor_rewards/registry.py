@@ -1,0 +1,245 @@
+"""From the name of a reward to a constructed reward.
+
+A name is one of BUILT_IN, an entry point of the group ``mentor.rewards``, ``package.module:Class``, or
+``path/to/file.py:Class``. Listing reads metadata only: nothing is imported, so a broken plugin cannot break it. Code
+runs only when an entry names it.
+
+Options go to the constructor by keyword and are checked against its signature and annotations. A parameter annotated
+``Path`` is a file or folder that must exist; relative ones are looked up beside the recipe, then in the current folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardEntry, RewardError, RewardSpec, nearest
+
+GROUP = "mentor.rewards"
+
+BUILT_IN: dict[str, str] = {
+    "clip_image": "mentor_rewards.clip_image:ClipImage",
+    "clip_text": "mentor_rewards.clip_text:ClipText",
+    "style": "mentor_rewards.style:Style",
+    "subject": "mentor_rewards.subject:Subject",
+    "efficientnet_similarity": "mentor_rewards.efficientnet:EfficientNetSimilarity",
+    "colour_match": "mentor_rewards.colour_match:ColourMatch",
+    "shape_match": "mentor_rewards.shape_match:ShapeMatch",
+    "jpeg_size": "mentor_rewards.jpeg_size:JpegSize",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One constructor option: its annotation as written, and the default's repr (None: required)."""
+
+    name: str
+    type: str
+    default: str | None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of a reward without loading weights."""
+
+    name: str
+    where: str
+    about: str
+    options: tuple[Option, ...]
+    spec: RewardSpec | None
+
+
+def names() -> dict[str, str]:
+    """Every registered name and where it comes from, without importing any reward."""
+    plugins = {point.name: f"{point.value} ({_distribution(point)})" for point in entry_points(group=GROUP)}
+    return {**plugins, **BUILT_IN}
+
+
+def build_reward(name: str, entry: RewardEntry, base: Path | None = None) -> AnyReward:
+    """Construct the reward that an entry asks for; cheap, weights come with ``load``.
+
+    Args:
+        name: the entry's own name, also the reward's when ``use`` is absent.
+        base: the recipe's folder, for relative paths.
+
+    Raises:
+        RewardError: unknown name, missing file, class or member; unknown, missing or ill-typed option.
+    """
+    cls = reward_class(entry.use or name, base)
+    options = _checked_options(name, cls, entry.options, base)
+    try:
+        reward = cls(**options)
+    except RewardError as error:
+        raise RewardError(f"reward '{name}': {error}") from error
+    if not isinstance(getattr(reward, "spec", None), RewardSpec):
+        raise RewardError(f"reward '{name}': {cls.__name__} has no member 'spec'; expected a RewardSpec")
+    return typing.cast("AnyReward", reward)
+
+
+def reward_class(use: str, base: Path | None = None) -> type:
+    """The class behind a registered name, ``package.module:Class`` or ``file.py:Class``; checked for its members."""
+    cls = _find_class(use, base)
+    if not isinstance(cls, type):
+        raise RewardError(f"reward '{use}': expected a class, found {type(cls).__name__}")
+    missing = _missing_members(cls)
+    if missing:
+        raise RewardError(f"reward '{use}': {cls.__name__} is not a Reward, it has no {' and no '.join(missing)}")
+    return cls
+
+
+def describe(use: str, base: Path | None = None) -> Description:
+    """Options, spec and the first paragraph of the docstring; imports the reward's module, loads no weights."""
+    cls = reward_class(use, base)
+    options = tuple(
+        Option(
+            name=parameter.name,
+            type="any" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation),
+            default=None if parameter.default is parameter.empty else repr(parameter.default),
+        )
+        for parameter in _parameters(cls).values()
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    )
+    about = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    spec = getattr(cls, "spec", None)
+    where = names().get(use, use)
+    return Description(use, where, about, options, spec if isinstance(spec, RewardSpec) else None)
+
+
+def find_path(value: str | Path, base: Path | None) -> Path | None:
+    """An existing input path: absolute, beside the recipe, or in the current folder; None when there is none."""
+    path = Path(value).expanduser()
+    places = [path] if path.is_absolute() else [*([base / path] if base else []), path]
+    return next((place for place in places if place.exists()), None)
+
+
+def _find_class(use: str, base: Path | None) -> Any:
+    if use in BUILT_IN:
+        return _from_module(use, BUILT_IN[use])
+    for point in entry_points(group=GROUP):
+        if point.name == use:
+            return _from_module(use, point.value)
+    place, colon, class_name = use.rpartition(":")
+    if colon and place.endswith(".py"):
+        return _from_file(use, place, class_name, base)
+    if colon:
+        return _from_module(use, use)
+    raise RewardError(f"unknown reward '{use}'; {nearest(use, names())} (a plugin is written file.py:Class)")
+
+
+def _from_module(use: str, target: str) -> Any:
+    module_name, _, class_name = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RewardError(f"reward '{use}': cannot import {module_name}: {error}") from error
+    return _member(use, module, class_name, module_name)
+
+
+def _from_file(use: str, place: str, class_name: str, base: Path | None) -> Any:
+    path = find_path(place, base)
+    if path is None or not path.is_file():
+        looked = f"{base / place} or {place}" if base and not Path(place).is_absolute() else place
+        raise RewardError(f"reward '{use}': expected a plugin file, found none at {looked}")
+    return _member(use, _load_file(use, path.resolve()), class_name, str(path))
+
+
+def _load_file(use: str, path: Path) -> types.ModuleType:
+    """Run a plugin file once per process, under a name of its own (so its classes can be pickled by reference here)."""
+    module_name = f"mentor_rewards_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise RewardError(f"reward '{use}': cannot read {path} as a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise RewardError(f"reward '{use}': {path} fails on import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _member(use: str, module: types.ModuleType, class_name: str, where: str) -> Any:
+    if hasattr(module, class_name):
+        return getattr(module, class_name)
+    classes = {key: value for key, value in vars(module).items() if isinstance(value, type)}
+    own = [key for key, value in classes.items() if value.__module__ == module.__name__]
+    raise RewardError(f"reward '{use}': no class '{class_name}' in {where}; {nearest(class_name, own)}")
+
+
+def _missing_members(cls: type) -> list[str]:
+    """What a class lacks to be a reward. A ``score`` inherited from the protocol itself does nothing, so it is none."""
+
+    def own(name: str) -> bool:
+        found = getattr(cls, name, None)
+        return callable(found) and found not in (getattr(Reward, name, None), getattr(AsyncReward, name, None))
+
+    missing = [f"'{name}'" for name in ("load", "unload") if not callable(getattr(cls, name, None))]
+    if not own("score") and not own("ascore"):
+        missing.append("'score' (or 'ascore')")
+    elif own("ascore") and not inspect.iscoroutinefunction(cls.ascore):  # type: ignore[attr-defined]
+        missing.append("'async def ascore' ('ascore' is a plain function)")
+    return missing
+
+
+def _parameters(cls: type) -> Mapping[str, inspect.Parameter]:
+    """Constructor parameters; none for a class that only inherits ``object`` or a protocol's ``__init__``."""
+    init = cls.__init__  # type: ignore[misc]
+    if init is object.__init__ or init.__module__ == "typing":
+        return {}
+    return dict(list(inspect.signature(init).parameters.items())[1:])
+
+
+def _checked_options(name: str, cls: type, options: Mapping[str, Any], base: Path | None) -> dict[str, Any]:
+    parameters = _parameters(cls)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {key: p for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    for key in options:
+        if key not in named and not open_ended:
+            raise RewardError(f"reward '{name}': unknown option '{key}'; {nearest(key, named)}")
+    for key, parameter in named.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise RewardError(f"reward '{name}': missing option '{key}'; options: {', '.join(named)}")
+    hints = typing.get_type_hints(cls.__init__) if named else {}  # type: ignore[misc]
+    return {key: _typed(name, key, value, hints.get(key, Any), base) for key, value in options.items()}
+
+
+def _typed(name: str, key: str, value: Any, hint: Any, base: Path | None) -> Any:
+    """The value as the annotation wants it: numbers, tuples, literals by pydantic; paths must exist."""
+    if value is not None and Path in (hint, *typing.get_args(hint)) and isinstance(value, str | Path):
+        found = find_path(value, base)
+        if found is None:
+            looked = f"{base / value} or {value}" if base and not Path(value).is_absolute() else str(value)
+            raise RewardError(f"reward '{name}': option '{key}': no such file or folder: {looked}")
+        return found
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise RewardError(f"reward '{name}': option '{key}': {problem['msg']}, found {value!r}") from error
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # the type brings its own configuration
+        return TypeAdapter(hint)
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown distribution"
