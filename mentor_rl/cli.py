@@ -1,0 +1,126 @@
+"""The command line: ``mentor demo | train | evaluate | sample | export | report | rewards | recipes``.
+
+Only declarations stand here, so that ``mentor --help`` answers at once: each command imports its work when it runs.
+A fault that the user can mend is one line on stderr and exit code 2; a run stopped on request ends with 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mentor_rl.commands.recipes import recipes_app
+from mentor_rl.commands.rewards import rewards_app
+from mentor_rl.failures import exit_code, failure_line
+
+app = typer.Typer(
+    name="mentor",
+    help="Reinforcement learning for autoregressive image generators that take text and reference pictures.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(rewards_app, name="rewards")
+app.add_typer(recipes_app, name="recipes")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. algorithm.group_size=4.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault, not only one line.")] = False,
+) -> None:
+    """Options before the command; ``main`` looks for --debug itself, since faults end there."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the runs, the report and the export.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="About how long GRPO trains.")] = 4.0,
+) -> None:
+    """From the shipped checkpoint to a measurably better one: GRPO, benchmark, export and report."""
+    from mentor_rl.demo import run_demo
+
+    run_demo(out, minutes)
+
+
+@app.command()
+def train(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Run a recipe of any trainable kind; a run that was stopped goes on where it was."""
+    from mentor_rl.commands.train import train_recipe
+
+    train_recipe(recipe, overrides or [], dry_run)
+
+
+@app.command()
+def evaluate(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+    """Run a benchmark recipe and print its table."""
+    from mentor_rl.commands.train import evaluate_recipe
+
+    evaluate_recipe(recipe, overrides or [], dry_run)
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="An exported folder or a run folder.")],
+    text: Annotated[str, typer.Option(help="The prompt; put <image> where a picture belongs, default in front.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A reference picture; may be given several times.")] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out.png"),
+    number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many samples.")] = 1,
+    grid: Annotated[bool, typer.Option("--grid", help="One sheet: the references, then all samples.")] = False,
+    seed: int = 0,
+    guidance: Annotated[float, typer.Option(min=0.0, help="1: none; more follows the prompt closer.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=1e-3)] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
+) -> None:
+    """Draw pictures for one prompt."""
+    from mentor_base.settings import Sampling
+    from mentor_rl.sample import draw_samples
+
+    sampling = Sampling(temperature=temperature, guidance_scale=guidance, top_k=top_k, seed=seed)
+    draw_samples(checkpoint, text, image or [], out, number=number, grid=grid, sampling=sampling)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; must not exist or be empty.")],
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights on disk.")] = "float32",
+) -> None:
+    """Write a finished run as a folder that from_pretrained loads, with a model card."""
+    from mentor_rl.export import export_run
+
+    print(export_run(run, out, dtype))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained HTML file about one or several runs."""
+    from mentor_rl.report import write_report
+
+    print(write_report(runs, out or runs[0]))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``mentor``: runs a command and turns faults into one line and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        app(arguments, prog_name="mentor")
+    except Exception as error:
+        line = failure_line(error)
+        if line is None or "--debug" in arguments:
+            raise
+        print(line, file=sys.stderr)
+        sys.exit(exit_code(error))

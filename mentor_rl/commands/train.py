@@ -1,0 +1,106 @@
+"""``mentor train`` and ``mentor evaluate``: from a recipe to the code that runs its kind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mentor_base.errors import UserError
+from mentor_base.runlog import MARKER, RunFolder
+from mentor_rl.recipe import EvaluateRecipe, GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
+from mentor_rl.recipe_files import load_recipe, resolved
+from mentor_rl.recipe_names import check_names
+
+WAIT_SECONDS = 120.0
+
+
+def train_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
+    """Run the recipe, go on with it, or say that it is done."""
+    recipe = load_recipe(path, overrides, need_inputs=not dry_run)
+    if isinstance(recipe, EvaluateRecipe):
+        raise UserError(f"{path}: kind: expected a kind that trains, found 'evaluate'; use `mentor evaluate {path}`")
+    check_names(recipe, str(path))
+    if dry_run:
+        print(recipe_text(recipe), end="")
+        return
+    run = open_run(recipe)
+    if run.finished:
+        say(f"{run.path}: already finished, the model is in {run.final}")
+        return
+    if run.metrics_file.exists():
+        say(f"{run.path}: going on with this run")
+    start_training(recipe, run)
+    say(f"{run.path}: finished after {run.seconds:.0f} s, the model is in {run.final}")
+
+
+def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
+    """Run the benchmark, or show the table of one that has been run."""
+    recipe = load_recipe(path, overrides, need_inputs=not dry_run)
+    if not isinstance(recipe, EvaluateRecipe):
+        raise UserError(f"{path}: kind: expected 'evaluate', found '{recipe.kind}'; use `mentor train {path}`")
+    if dry_run:
+        print(recipe_text(recipe), end="")
+        return
+    from rich.console import Console
+
+    from mentor_rl.evaluate.emojibench import evaluate
+    from mentor_rl.evaluate.result import Result
+
+    run = open_run(recipe)
+    written = run.result_path(recipe.benchmark)
+    if written.exists():
+        say(f"{run.path}: already finished, the result is in {written}")
+    result = Result.read(written) if written.exists() else evaluate(recipe, run)
+    Console().print(result.table())
+
+
+def start_training(recipe: Recipe, run: RunFolder) -> None:
+    """Hand the recipe's sections to the trainer of its kind, by their names."""
+    if isinstance(recipe, GrpoRecipe):
+        from mentor_rl.trainer import train_grpo
+
+        train_grpo(recipe, run)
+        return
+    sections: dict[str, Any] = {
+        name: getattr(recipe, name) for name in type(recipe).model_fields if name not in ("kind", "run", "about")
+    }
+    if isinstance(recipe, TokenizerRecipe):
+        from mentor_base.tokenizer_training import train_tokenizer
+
+        train_tokenizer(**sections, run=run)
+    elif isinstance(recipe, SftRecipe):
+        from mentor_base.sft import train_stage
+
+        train_stage(**sections, run=run)
+    elif isinstance(recipe, ScorerRecipe):
+        from mentor_rl.scorers import train_scorer
+
+        train_scorer(**sections, run=run)
+
+
+def open_run(recipe: Recipe) -> RunFolder:
+    """The recipe's run folder. Of several processes the first makes it, and the others wait for it."""
+    folder = Path(recipe.run)
+    if int(os.environ.get("RANK", "0")) > 0:
+        waited_from = time.monotonic()
+        while not (folder / MARKER).exists():
+            if time.monotonic() - waited_from > WAIT_SECONDS:
+                raise UserError(f"{folder}: process 0 has not made this run folder within {WAIT_SECONDS:.0f} s")
+            time.sleep(0.05)
+    return RunFolder.open(folder, resolved(recipe))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
+
+
+def say(line: str) -> None:
+    """A line for the user, once even when several processes run."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, flush=True)

@@ -1,0 +1,83 @@
+"""``mentor export``: a finished run as one folder that loads anywhere, with a model card and the licences.
+
+A policy (kinds sft and grpo) becomes what MentorForConditionalGeneration.from_pretrained and
+MentorProcessor.from_pretrained read. A tokenizer or a scorer is copied as the run made it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from mentor_base.errors import UserError
+from mentor_base.runlog import MARKER, RunFolder
+from mentor_rl.card import write_card
+
+Dtype = Literal["float32", "float16"]
+POLICY_KINDS = ("sft", "grpo")
+
+
+def export_run(run_path: Path, out: Path, dtype: Dtype = "float32") -> Path:
+    """Write the run's model, card, recipe, curves and pictures to ``out``, all or nothing.
+
+    Raises:
+        UserError: not a run, not finished, or ``out`` holds something.
+    """
+    run = _finished_run(run_path)
+    kind = str(run.recipe().get("kind"))
+    if kind not in POLICY_KINDS and dtype != "float32":
+        raise UserError(
+            f"--dtype: expected float32, since a run of kind '{kind}' is copied as it is; found {dtype}"
+        )
+    with _new_folder(out) as folder:
+        if kind in POLICY_KINDS:
+            _write_policy(run, folder, dtype)
+        else:
+            shutil.copytree(run.final, folder, dirs_exist_ok=True)
+        write_card(run, folder, dtype)
+    return out
+
+
+def _write_policy(run: RunFolder, folder: Path, dtype: Dtype) -> None:
+    from mentor_base.checkpoint import load_policy, save_policy
+
+    model, processor = load_policy(run.path)
+    save_policy(model, processor, folder, dtype=dtype)
+
+
+def _finished_run(path: Path) -> RunFolder:
+    if not path.is_dir():
+        raise UserError(f"{path}: expected a run folder, found {'a file' if path.exists() else 'no such folder'}")
+    if not (path / MARKER).exists():
+        raise UserError(f"{path}: expected a run folder (with {MARKER}), found a folder of another kind")
+    run = RunFolder(path)
+    if not run.finished:
+        kind = run.recipe().get("kind")
+        if kind == "evaluate":
+            raise UserError(f"{path}: expected a run that made a model, found a benchmark")
+        raise UserError(f"{path}: expected a finished run, found no model in {run.final}; train it to the end first")
+    return run
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that becomes ``out`` when all went well, and is gone when not."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: expected a folder to write, found a file")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: expected a new or empty folder, found {next(out.iterdir()).name} in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.resolve().parent / f".{out.resolve().name}.{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if out.is_dir():
+            out.rmdir()
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -1,0 +1,49 @@
+"""Pictures that a user names: read with one line of error, written whole or not at all. Free of torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from mentor_base.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The whole picture, decoded, RGB; transparent parts over white.
+
+    Raises:
+        UserError: missing, not a picture, truncated, or too large to be one.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{file}: expected a picture, found {'a folder' if file.is_dir() else 'no such file'}")
+    try:
+        with Image.open(file) as image:
+            rgba = image.convert("RGBA")
+    except UnidentifiedImageError as error:
+        raise UserError(f"{file}: expected a picture, found a file of another kind") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{file}: cannot read this picture: {error}") from error
+    ground = Image.new("RGB", rgba.size, "white")
+    ground.paste(rgba, mask=rgba.getchannel("A"))
+    return ground
+
+
+def check_picture_name(path: Path) -> None:
+    """Refuse, before any work, a file name that no picture format belongs to."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: expected a picture name that ends in {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file to write, found a folder")
+
+
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Write a picture; its folder is made when needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    image.save(temporary)
+    temporary.replace(path)

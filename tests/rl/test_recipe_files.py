@@ -1,0 +1,217 @@
+"""Recipes: strict, with errors that name file, line and key; inputs found by the rule in recipe.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mentor_base.errors import UserError
+from mentor_rl.commands.recipes import recipe_files
+from mentor_rl.recipe import GrpoRecipe, SftRecipe
+from mentor_rl.recipe_files import load_recipe, resolved
+from mentor_rl.recipe_names import check_names
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(recipe_files(ROOT / "recipes"))
+
+GRPO = """\
+kind: grpo
+run: runs/tiny
+policy: start
+prompts:
+  data: {shapes: 0.5}
+  weights: {subject: 1}
+algorithm:
+  group_size: 4
+  beta: 0.02
+optimisation: {lr: 1e-4, steps: 10, batch: 8}
+rewards:
+  jpeg_size: {role: monitor}
+  style:
+    options: {checkpoint: judges/style}
+  mine: {use: "plug.py:Mine"}
+checkpoints: {every: 5}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe in recipes/ of the current folder, with its inputs beside it."""
+    folder = tmp_path / "recipes"
+    (folder / "start").mkdir(parents=True)
+    (folder / "judges" / "style").mkdir(parents=True)
+    (folder / "plug.py").write_text("", encoding="utf-8")
+    (folder / "x.yaml").write_text(GRPO, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return Path("recipes/x.yaml")
+
+
+def _error(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_every_recipe_of_the_project_is_seen() -> None:
+    assert len(SHIPPED) == len(list((ROOT / "recipes" / "emoji").glob("*.yaml")))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipe_loads_and_every_name_in_it_resolves(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    loaded = load_recipe(path, need_inputs=False)
+    check_names(loaded, str(path), construct_rewards=False)
+    assert loaded.about, "a recipe says in one line what it is for"
+    assert yaml.safe_load(yaml.safe_dump(resolved(loaded))) == resolved(loaded)
+
+
+def test_a_resolved_recipe_is_a_recipe_again(recipe: Path) -> None:
+    first = resolved(load_recipe(recipe))
+    Path("again.yaml").write_text(yaml.safe_dump(first, sort_keys=False), encoding="utf-8")
+    assert resolved(load_recipe(Path("again.yaml"))) == first
+
+
+def test_values_and_overrides(recipe: Path) -> None:
+    loaded = load_recipe(
+        recipe, ["algorithm.group_size=2", "rewards.style.weight=2", "algorithm.guidance.scale=1.5", "about='a: b'"]
+    )
+    assert isinstance(loaded, GrpoRecipe)
+    assert loaded.optimisation.lr == 1e-4
+    assert loaded.algorithm.group_size == 2
+    assert loaded.algorithm.guidance.scale == 1.5
+    assert loaded.rewards["style"].weight == 2
+    assert loaded.rewards["style"].options == {"checkpoint": "recipes/judges/style"}
+
+
+def test_inputs_are_found_beside_the_recipe_and_then_here(recipe: Path) -> None:
+    loaded = load_recipe(recipe)
+    assert isinstance(loaded, GrpoRecipe)
+    assert loaded.policy == "recipes/start"
+    assert loaded.rewards["mine"].use == "recipes/plug.py:Mine"
+    Path("recipes/start").rename("start")
+    assert load_recipe(recipe).policy == "start"  # type: ignore[union-attr]
+
+
+def test_an_override_is_looked_up_here_first(recipe: Path) -> None:
+    Path("start").mkdir()
+    assert load_recipe(recipe).policy == "recipes/start"  # type: ignore[union-attr]
+    assert load_recipe(recipe, ["policy=start"]).policy == "start"  # type: ignore[union-attr]
+
+
+def test_a_missing_input_names_both_places_and_the_recipe_that_makes_it(recipe: Path) -> None:
+    Path("recipes/first.yaml").write_text("kind: sft\nrun: runs/first\n", encoding="utf-8")
+    line = _error(recipe, "policy=runs/first")
+    assert line == (
+        "command line: policy: expected an existing path, found neither runs/first nor recipes/runs/first; "
+        "make it with `mentor train recipes/first.yaml`"
+    )
+    assert load_recipe(recipe, ["policy=runs/first"], need_inputs=False).policy == "runs/first"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("group_size", "group_sze", "recipes/x.yaml:8: algorithm.group_sze: unknown key; did you mean 'group_size'?"),
+        ("{role:", "{rule:", "recipes/x.yaml:12: rewards.jpeg_size.rule: unknown key; did you mean 'role'?"),
+        ("0.02", "-1", "recipes/x.yaml:9: algorithm.beta: expected greater than or equal to 0, found -1"),
+        ("shapes: 0.5", "shape: 0.5", "recipes/x.yaml:5: prompts.data.shape: unknown key; did you mean 'shapes'?"),
+        ("kind: grpo", "kind: gpro", "recipes/x.yaml:1: kind: unknown kind 'gpro'; did you mean 'grpo'?"),
+        ("  beta", "  group_size: 3\n  beta", "algorithm.group_size: key given twice, first on line 8"),
+        ("policy: start\n", "", "recipes/x.yaml: policy: this key has to be given"),
+        ("{every: 5}", "{every: [}", "recipes/x.yaml:16: not YAML"),
+        ("{every: 5}", "5", "recipes/x.yaml:16: checkpoints: expected a"),
+        ("subject: 1", "subjct: 1", "unknown name 'subjct'; did you mean 'subject'?"),
+        ("lr: 1e-4", "lr: fast", "recipes/x.yaml:10: optimisation.lr: expected a value of type number"),
+    ],
+)
+def test_a_fault_is_one_line(recipe: Path, old: str, new: str, line: str) -> None:
+    _edit(recipe, old, new)
+    found = _error(recipe)
+    assert line in found
+    assert len(found.splitlines()) == 1
+
+
+def test_every_fault_gets_its_line(recipe: Path) -> None:
+    _edit(recipe, "group_size", "group_sze")
+    assert len(_error(recipe, "algorithm.epsilon=0", "rewards.style.wait=1").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("algorithm.group_sze=4", "command line: algorithm.group_sze: unknown key; did you mean 'group_size'?"),
+        ("algorithm.group_size", "command line: expected key.sub=value, found 'algorithm.group_size'"),
+        ("policy.x=1", "command line: policy.x: policy is a value, not a section"),
+        ("algorithm.loss=grop", "command line: algorithm.loss: unknown name 'grop'; did you mean 'grpo'?"),
+        ("seed=[", "command line: seed: not a YAML value: '['"),
+    ],
+)
+def test_a_faulty_override_is_one_line(recipe: Path, override: str, line: str) -> None:
+    found = _error(recipe, override)
+    assert found.startswith(line)
+    assert len(found.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "recipes/x.yaml: expected a recipe, found an empty file"),
+        (b"- a\n", "recipes/x.yaml:1: expected 'key: value' lines, found a list"),
+        (b"\xff\xfe\x00", "recipes/x.yaml: expected a text file in UTF-8"),
+        (b"run: x\n", "recipes/x.yaml: kind: this key has to be given"),
+        (b"kind: grpo\na: &x {b: *x}\n", "recipes/x.yaml:2: not YAML: aliases"),
+        (b"kind: !!python/object/apply:os.system [ls]\n", "recipes/x.yaml:1: not YAML"),
+    ],
+)
+def test_a_file_that_is_no_recipe(recipe: Path, content: bytes, line: str) -> None:
+    recipe.write_bytes(content)
+    assert line in _error(recipe)
+
+
+def test_a_recipe_that_is_not_there(recipe: Path) -> None:
+    assert _error(Path("recipes/y.yaml")) == "recipes/y.yaml: no such recipe; did you mean 'recipes/x.yaml'?"
+    assert _error(Path("recipes")) == "recipes: cannot read this recipe: Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["prompts.data.styles=[notto]"], "x: prompts.data.styles: unknown style 'notto'; did you mean 'noto'?"),
+        (["rewards={stile: {}}"], "x: rewards.stile: unknown reward 'stile'; did you mean 'style'?"),
+        (["rewards={jpeg_size: {options: {qality: 5}}}"], "unknown option 'qality'; did you mean 'quality'?"),
+    ],
+)
+def test_unknown_names(recipe: Path, overrides: list[str], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_names(load_recipe(recipe, overrides), "x")
+    assert line in str(caught.value)
+
+
+def test_an_unknown_size(tmp_path: Path) -> None:
+    (tmp_path / "vq").mkdir()
+    path = tmp_path / "sft.yaml"
+    path.write_text(
+        """\
+kind: sft
+run: r
+tokenizer: vq
+model: {size: tinny}
+stage: {name: alignment, mixture: {weights: {t2i: 1}}, train: {}}
+optimisation: {lr: 1, steps: 1, batch: 1}
+validation: {every: 1}
+checkpoints: {every: 1}
+""",
+        encoding="utf-8",
+    )
+    loaded = load_recipe(path)
+    assert isinstance(loaded, SftRecipe)
+    with pytest.raises(UserError, match="unknown size 'tinny'; did you mean 'tiny'"):
+        check_names(loaded, str(path))
