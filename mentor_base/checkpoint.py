@@ -1,0 +1,201 @@
+"""Policies and tokenizers on disk: strict loading, storage in float16, and the reference checkpoints' names.
+
+| LlamaGen t2i | here (under ``decoder.``) |
+|---|---|
+| cls_embedding.uncond_embedding | uncond |
+| cls_embedding.cap_proj.fc{1,2} | cap_proj.fc{1,2} |
+| tok_embeddings | embedding |
+| layers.i.attention.{wqkv,wo} | blocks.i.{qkv,out} |
+| layers.i.feed_forward.{w1,w3} | blocks.i.gate_up, w1 above w3 |
+| layers.i.feed_forward.w2 | blocks.i.down |
+| layers.i.{attention_norm,ffn_norm} | blocks.i.{attention_norm,ffn_norm} |
+| norm, output | norm, head |
+
+| MENTOR adds | here (under ``encoder.``) |
+|---|---|
+| multimodal_encoder.vision_model.vision_tower.vision_model | vision.clip |
+| multimodal_encoder.language_projection.{0,2} | connector.fc{1,2} |
+| multimodal_encoder.language_model | text |
+
+The LlamaGen decoder was trained with ``prefix_rotation="zero"``, MENTOR's with "identity" (config.py): the weights do
+not carry this fact, the caller's config does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mentor_base.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from mentor_base.config import MentorConfig
+    from mentor_base.model import MentorForConditionalGeneration
+    from mentor_base.processor import MentorProcessor
+    from mentor_base.vq import VQModel
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+RENAMES = (
+    (r"^cls_embedding\.uncond_embedding$", "decoder.uncond"),
+    (r"^cls_embedding\.cap_proj\.", "decoder.cap_proj."),
+    (r"^tok_embeddings\.", "decoder.embedding."),
+    (r"^layers\.(\d+)\.attention\.wqkv\.", r"decoder.blocks.\1.qkv."),
+    (r"^layers\.(\d+)\.attention\.wo\.", r"decoder.blocks.\1.out."),
+    (r"^layers\.(\d+)\.feed_forward\.w2\.", r"decoder.blocks.\1.down."),
+    (r"^layers\.(\d+)\.(attention_norm|ffn_norm)\.", r"decoder.blocks.\1.\2."),
+    (r"^norm\.", "decoder.norm."),
+    (r"^output\.", "decoder.head."),
+    (r"^multimodal_encoder\.vision_model\.vision_tower\.vision_model\.", "encoder.vision.clip."),
+    (r"^multimodal_encoder\.language_projection\.0\.", "encoder.connector.fc1."),
+    (r"^multimodal_encoder\.language_projection\.2\.", "encoder.connector.fc2."),
+    (r"^multimodal_encoder\.language_model\.", "encoder.text."),
+)
+GATE = re.compile(r"^layers\.(\d+)\.feed_forward\.w1\.weight$")
+
+
+def save_policy(
+    model: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    folder: str | Path,
+    dtype: str = "float32",
+) -> None:
+    """Write a folder that ``load_policy`` and both ``from_pretrained`` take; from float16 too they load float32."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, DTYPES)}")
+    stored = DTYPES[dtype]
+    state = {key: value.to(stored) if value.is_floating_point() else value for key, value in model.state_dict().items()}
+    model.save_pretrained(str(folder), state_dict=state)
+    processor.save_pretrained(folder)
+
+
+def load_policy(path: str | Path) -> tuple[MentorForConditionalGeneration, MentorProcessor]:
+    """A policy from an exported folder or a run folder (its final/): float32, eval mode.
+
+    Raises:
+        UserError: nothing there, or missing, unknown or misshapen tensors.
+    """
+    from mentor_base.model import MentorForConditionalGeneration
+    from mentor_base.processor import MentorProcessor
+
+    folder = model_folder(path)
+    model = MentorForConditionalGeneration.from_pretrained(str(folder))
+    return model.eval(), MentorProcessor.from_pretrained(folder)
+
+
+def load_vq(path: str | Path) -> VQModel:
+    """A tokenizer from its folder or its run folder: float32, eval mode, frozen."""
+    from mentor_base.vq import VQModel
+
+    model = strict_from_pretrained(VQModel.from_pretrained, str(model_folder(path)))
+    model.requires_grad_(False)
+    vq: VQModel = model.eval()
+    return vq
+
+
+def model_folder(path: str | Path) -> Path:
+    """The folder that holds config.json: ``path`` itself, or final/ of a run."""
+    for folder in (Path(path), Path(path) / "final"):
+        if (folder / "config.json").exists():
+            return folder
+    raise UserError(
+        f"{path}: expected a model folder or a finished run, found neither config.json nor final/config.json"
+    )
+
+
+def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers' ``from_pretrained``, in float32 by default, with every missing or surplus tensor an error."""
+    kwargs.setdefault("dtype", torch.float32)
+    wants_report = kwargs.pop("output_loading_info", False)
+    try:
+        model, report = load(path, *args, output_loading_info=True, **kwargs)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(f"{path}: tensors of another shape than its config asks for: {_first_line(error)}") from error
+    check_names(str(path), report["missing_keys"], report["unexpected_keys"])
+    return (model, report) if wants_report else model
+
+
+def check_names(where: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
+    """Raise on the first tensor that is absent or surplus."""
+    absent, surplus = sorted(missing), sorted(unknown)
+    if surplus:
+        hint = f"; {nearest(surplus[0], absent)}" if absent else ""
+        raise UserError(f"{where}: {len(surplus)} unknown tensors, the first is '{surplus[0]}'{hint}")
+    if absent:
+        raise UserError(f"{where}: {len(absent)} tensors are missing, the first is '{absent[0]}'")
+
+
+def import_llamagen(state: Mapping[str, torch.Tensor], config: MentorConfig) -> dict[str, torch.Tensor]:
+    """A LlamaGen t2i state dict under the names of ``Decoder`` (no ``decoder.`` in front).
+
+    Raises:
+        UserError: missing, unknown or misshapen tensors.
+    """
+    renamed = {key.removeprefix("decoder."): tensor for key, tensor in _renamed(state).items()}
+    _check_against(renamed, _shapes(config, "decoder."), "LlamaGen checkpoint")
+    return renamed
+
+
+def import_mentor(state: Mapping[str, torch.Tensor], config: MentorConfig) -> dict[str, torch.Tensor]:
+    """A MENTOR state dict (decoder and multimodal encoder) under our names; all but ``vq.*``.
+
+    Raises:
+        UserError: missing, unknown or misshapen tensors.
+    """
+    renamed = _renamed(state)
+    wanted = {key: shape for key, shape in _shapes(config, "").items() if not key.startswith("vq.")}
+    _check_against(renamed, wanted, "MENTOR checkpoint")
+    return renamed
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """The state dict inside LlamaGen's and MENTOR's wrappers ("model", "module", "state_dict", or none)."""
+    for key in ("model", "module", "state_dict"):
+        if isinstance(checkpoint.get(key), Mapping):
+            inner: Mapping[str, torch.Tensor] = checkpoint[key]
+            return inner
+    return checkpoint
+
+
+def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed: dict[str, torch.Tensor] = {}
+    for key, tensor in state.items():
+        if ".feed_forward.w3." in key:
+            continue  # goes with its w1
+        gate = GATE.match(key)
+        if gate:
+            up = state.get(key.replace(".w1.", ".w3."))
+            if up is None:
+                raise UserError(f"checkpoint: '{key}' has no '{key.replace('.w1.', '.w3.')}' beside it")
+            renamed[f"decoder.blocks.{gate[1]}.gate_up.weight"] = torch.cat([tensor, up])
+            continue
+        for pattern, name in RENAMES:
+            key, hits = re.subn(pattern, name, key)
+            if hits:
+                break
+        renamed[key] = tensor
+    return renamed
+
+
+def _shapes(config: MentorConfig, prefix: str) -> dict[str, torch.Size]:
+    from mentor_base.model import MentorForConditionalGeneration
+
+    with torch.device("meta"):
+        state = MentorForConditionalGeneration(config).state_dict()
+    return {key.removeprefix(prefix): tensor.shape for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def _check_against(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size], where: str) -> None:
+    check_names(where, wanted.keys() - state.keys(), state.keys() - wanted.keys())
+    for key, tensor in state.items():
+        if tensor.shape != wanted[key]:
+            raise UserError(f"{where}: '{key}': expected shape {tuple(wanted[key])}, found {tuple(tensor.shape)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error).splitlines()[0])

@@ -1,0 +1,122 @@
+"""The sampler: image tokens from prompts, and the log-probabilities with which it drew them.
+
+All images have the same length, so a batch runs in step: static cache, no host synchronisation per token; with guidance
+both halves go through the decoder as one batch.
+
+Shapes: K prompts, G images a prompt (N = K * G, group-contiguous), L tokens, V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from mentor_base.data.schema import Example, Prompt
+from mentor_base.decoder import Prefix
+from mentor_base.guidance import policy_logits
+from mentor_base.settings import Sampling
+
+if TYPE_CHECKING:
+    from mentor_base.model import MentorForConditionalGeneration
+    from mentor_base.processor import MentorProcessor
+
+
+class Generation(NamedTuple):
+    """Attributes: tokens_NL: long. logp_NL: float32, the sampler's own log-probabilities under its ``sampling``."""
+
+    tokens_NL: torch.Tensor
+    logp_NL: torch.Tensor
+
+
+class Drawn(NamedTuple):
+    """Attributes: tokens_NL, logp_NL as in Generation, on the CPU. images: N PIL pictures."""
+
+    tokens_NL: torch.Tensor
+    logp_NL: torch.Tensor
+    images: list[Image.Image]
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    prefix: Prefix,
+    group_size: int,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    uniforms_NL: torch.Tensor | None = None,
+) -> Generation:
+    """Draw G images for each prompt of ``prefix``.
+
+    ``model`` may be wrapped (DDP, FSDP, accelerate): it is only called. The draws are decided by ``generator``, which
+    lives on the model's device, or by ``uniforms_NL`` in [0, 1), which a caller makes who wants them to depend on the
+    prompt and not on the batch.
+    """
+    hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=sampling.guided)
+    count, length = prefix.mask_KT.shape[0] * group_size, cache.length
+    tokens_NL = torch.empty(count, length, dtype=torch.long, device=hidden.device)
+    logp_NL = torch.empty(count, length, dtype=torch.float32, device=hidden.device)
+    if uniforms_NL is None:
+        uniforms_NL = torch.rand(count, length, dtype=torch.float64, device=hidden.device, generator=generator)
+    for place in range(length):
+        cond, uncond = hidden.chunk(2) if sampling.guided else (hidden, None)
+        logp_NV = policy_logits(cond, uncond, cache.head_weight, sampling).log_softmax(-1)
+        tokens_N1 = draw_tokens(logp_NV.exp(), uniforms_NL[:, place, None])
+        tokens_NL[:, place] = tokens_N1[:, 0]
+        logp_NL[:, place] = logp_NV.gather(1, tokens_N1)[:, 0]
+        if place + 1 < length:
+            fed = tokens_N1[:, 0].repeat(2) if sampling.guided else tokens_N1[:, 0]
+            hidden = model(mode="step", tokens=fed, cache=cache)
+    return Generation(tokens_NL, logp_NL)
+
+
+def draw_tokens(probabilities_NV: torch.Tensor, uniform_N1: torch.Tensor) -> torch.Tensor:
+    """One token per row -> [N, 1], by inverting the cumulative distribution in float64 at ``uniform_N1`` in [0, 1).
+
+    ``torch.multinomial`` draws one random number per code and row, which on a CPU costs more than a small decoder's
+    whole step; this draws one per row. A code of probability 0 is never drawn.
+    """
+    cumulative = probabilities_NV.double().cumsum(-1)
+    places = torch.searchsorted(cumulative, uniform_N1.double() * cumulative[:, -1:], right=True)
+    return places.clamp_(max=probabilities_NV.shape[1] - 1)
+
+
+@torch.no_grad()
+def draw(
+    model: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    prompts: Sequence[Prompt | Example],
+    group_size: int = 1,
+    sampling: Sampling | None = None,
+    batch: int = 64,
+    seed: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Drawn:
+    """Prompts to pictures, ``batch`` images at a time; ``progress`` is called with the number just finished.
+
+    The seed is ``seed``, else ``sampling.seed``. Leaves the model in the mode (train, eval) it was in.
+    """
+    sampling = sampling or Sampling()
+    device = model.device
+    generator = torch.Generator(device).manual_seed(sampling.seed if seed is None else seed)
+    was_training = model.training
+    model.eval()
+    per_batch = max(1, batch // group_size)
+    tokens, logps, images = [], [], []
+    for start in range(0, len(prompts), per_batch):
+        inputs = processor(prompts[start : start + per_batch])
+        on_device = {key: None if value is None else value.to(device) for key, value in inputs.items()}
+        prefix = model(mode="encode", **on_device)
+        made = generate(model, prefix, group_size, sampling, generator)
+        tokens.append(made.tokens_NL.cpu())
+        logps.append(made.logp_NL.cpu())
+        images.extend(model.decode_images(made.tokens_NL))
+        if progress is not None:
+            progress(len(made.tokens_NL))
+    model.train(was_training)
+    if not tokens:
+        empty = torch.empty(0, model.config.image_tokens)
+        return Drawn(empty.long(), empty, [])
+    return Drawn(torch.cat(tokens), torch.cat(logps), images)
