@@ -30,23 +30,33 @@ def export_run(run_path: Path, out: Path, dtype: Dtype = "float32") -> Path:
     run = _finished_run(run_path)
     kind = str(run.recipe().get("kind"))
     if kind not in POLICY_KINDS and dtype != "float32":
-        raise UserError(
-            f"--dtype: expected float32, since a run of kind '{kind}' is copied as it is; found {dtype}"
-        )
+        raise UserError(f"--dtype: expected float32, since a run of kind '{kind}' is copied as it is; found {dtype}")
     with _new_folder(out) as folder:
         if kind in POLICY_KINDS:
             _write_policy(run, folder, dtype)
         else:
             shutil.copytree(run.final, folder, dirs_exist_ok=True)
         write_card(run, folder, dtype)
+        _make_readable(folder)
     return out
 
 
 def _write_policy(run: RunFolder, folder: Path, dtype: Dtype) -> None:
+    from mentor_base.callbacks import hide_bars
     from mentor_base.checkpoint import load_policy, save_policy
 
+    hide_bars()
     model, processor = load_policy(run.path)
     save_policy(model, processor, folder, dtype=dtype)
+
+
+def _make_readable(folder: Path) -> None:
+    """safetensors writes files that only their owner reads; an export is meant to be passed on."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~mask)
 
 
 def _finished_run(path: Path) -> RunFolder:

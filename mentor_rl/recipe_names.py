@@ -1,4 +1,4 @@
-"""Names in a recipe that only the code behind them can check: rewards and their options, sizes, styles, launch limits.
+"""Names in a recipe that only the code behind them can check: rewards, sizes, styles, and the options of each.
 
 Checked before a run folder is made, so that a slip of the pen costs a second and not a half-written run.
 """
@@ -11,19 +11,19 @@ from mentor_rewards.contract import RewardError
 from pydantic import BaseModel
 
 from mentor_base.errors import UserError, nearest
-from mentor_base.settings import EmojiData
+from mentor_base.settings import EmojiData, PolicyModel
 from mentor_rl.recipe import GrpoRecipe, Recipe, SftRecipe
 
 
 def check_names(recipe: Recipe, where: str, *, construct_rewards: bool = True) -> None:
-    """Raise UserError for a reward, style or size that nothing answers to.
+    """Raise UserError for a reward, style, size or option that nothing answers to.
 
     With ``construct_rewards`` the options of rewards are checked too, which needs their files to be there.
     """
     for keys, data in _emoji_sections(recipe):
         _check_styles(data, f"{where}: {keys}.styles")
     if isinstance(recipe, SftRecipe) and recipe.model is not None:
-        _check_size(recipe.model.size, f"{where}: model.size")
+        _check_model(recipe.model, where)
     if isinstance(recipe, GrpoRecipe):
         _check_rewards(recipe, where, construct_rewards)
 
@@ -39,11 +39,13 @@ def _check_styles(data: EmojiData, where: str) -> None:
             raise UserError(f"{where}: unknown style '{style}'; {nearest(style, known)}")
 
 
-def _check_size(size: str, where: str) -> None:
-    from mentor_base.config import SIZES
+def _check_model(model: PolicyModel, where: str) -> None:
+    from mentor_base.config import MentorConfig
 
-    if size not in SIZES:
-        raise UserError(f"{where}: unknown size '{size}'; {nearest(size, SIZES)}")
+    try:
+        MentorConfig.of_size(model.size, **model.options)
+    except UserError as error:
+        raise UserError(f"{where}: {str(error).replace('policy.', 'model.', 1)}") from error
 
 
 def _check_rewards(recipe: GrpoRecipe, where: str, construct: bool) -> None:

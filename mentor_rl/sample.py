@@ -36,9 +36,11 @@ def draw_samples(
     sampling = sampling or Sampling()
     check_picture_name(out)
     prompt = user_prompt(text, [open_picture(path) for path in pictures])
+    from mentor_base.callbacks import hide_bars
     from mentor_base.checkpoint import load_policy
     from mentor_base.generate import draw
 
+    hide_bars()
     model, processor = load_policy(checkpoint)
     start = time.perf_counter()
     drawn = draw(model, processor, [prompt], group_size=number, sampling=sampling, seed=sampling.seed)
