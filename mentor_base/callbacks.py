@@ -46,6 +46,12 @@ def quieten(trainer: Trainer) -> None:
     """Remove the Trainer's own bar and printed dictionaries: ProgressCallback and RunLogCallback take their place."""
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
+    hide_bars()
+
+
+def hide_bars() -> None:
+    """No bars of transformers' own: one flashes past for each file that it reads or writes."""
+    transformers.logging.disable_progress_bar()
 
 
 class RunLogCallback(TrainerCallback):

@@ -1,0 +1,303 @@
+"""Supervised stages on transformers.Trainer: a freeze plan, a mixture of tasks, one loss.
+
+    train_stage(init=None, tokenizer="...", model=PolicyModel(), stage=..., optimisation=..., ...)
+
+The loop itself is the Trainer's; what is ours is named here and nowhere else: which parameters train
+(``stage.train``), the order of the rows (``StageTrainer._get_train_sampler``), warm-up and cosine
+(``schedule``), weight decay on matrices only, and validation per task (``StageTrainer.evaluate``).
+
+Deviations from the reference training (shared with the paper's text where the two differ):
+- gradients of an accumulated batch are averaged, so that they equal those of the large batch; there they are summed.
+- the schedule counts optimizer steps; there it is sized in micro-batches, so that it ends at 91 % of the peak.
+- mixture weights are drawn per row; there they are row counts.
+- float32 weights under AdamW; there the multimodal encoder is bf16 without master weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from mentor_base.build import build_policy
+from mentor_base.callbacks import (
+    InterruptCallback,
+    ProgressCallback,
+    RunLogCallback,
+    hide_bars,
+    quieten,
+    run_callbacks,
+    take_up,
+)
+from mentor_base.checkpoint import load_policy, load_vq, save_policy
+from mentor_base.data.mixture import World, world_of
+from mentor_base.errors import UserError
+from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.processor import MentorProcessor
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
+from mentor_base.stage_data import Collator, StageDataset
+from mentor_base.validation import StageValidation
+
+logger = logging.getLogger(__name__)
+
+LOG_LINES = 400  # about so many lines of metrics per run
+
+
+def train_stage(
+    *,
+    init: str | None,
+    tokenizer: str | None,
+    model: PolicyModel | None,
+    stage: Stage,
+    optimisation: Optimisation,
+    validation: Validation,
+    checkpoints: Checkpoints,
+    report_to: tuple[str, ...],
+    seed: int,
+    run: RunFolder,
+) -> None:
+    """Train one stage to its end and write the policy to ``run.final``; takes up the newest state in ``run``.
+
+    Either ``init`` names a policy (export or run folder), or ``model`` is built on the codes of ``tokenizer``.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a state saved.
+        UserError: a task the data does not know, a checkpoint that does not fit, a batch that does not divide,
+            a loss that is no number, no space on the disk.
+    """
+    if run.finished:
+        logger.warning("%s: this run is finished; nothing to do", run.path)
+        return
+    if optimisation.threads is not None:
+        torch.set_num_threads(optimisation.threads)
+    hide_bars()
+    args = training_arguments(optimisation, checkpoints, report_to, seed, run)
+    world = world_of(stage.mixture.data)
+    rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
+    policy, processor = starting_point(init, tokenizer, model, world, seed)
+    set_trained_parts(policy, stage.train)
+    collator = Collator(processor, policy.vq.config.image_size)
+    with InterruptGuard() as guard:
+        trainer = StageTrainer(
+            model=policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=rows,
+            callbacks=[
+                ValidationCallback(validation.every),
+                *run_callbacks(run, guard, f"{stage.name} stage", checkpoints.keep),
+            ],
+            schedule=partial(schedule, optimisation),
+            validation=StageValidation(
+                validation, world, list(stage.mixture.weights), collator, run, args.per_device_train_batch_size
+            ),
+        )
+        quieten(trainer)
+        run_trainer(trainer, run)
+        if trainer.callback(InterruptCallback).stopped:
+            raise Interrupted(
+                f"{run.path}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with its state "
+                "saved; the same command goes on from there"
+            )
+        finish(trainer, processor, run)
+
+
+def starting_point(
+    init: str | None, tokenizer: str | None, model: PolicyModel | None, world: World, seed: int
+) -> tuple[MentorForConditionalGeneration, MentorProcessor]:
+    """The policy that a stage starts from: loaded, or built with random numbers that ``seed`` fixes."""
+    if init is not None:
+        return load_policy(init)
+    if model is None or tokenizer is None:
+        raise UserError("recipe: expected init (a policy to start from), or model and tokenizer; found neither")
+    set_seed(seed)
+    return build_policy(model, load_vq(tokenizer), world.corpus())
+
+
+def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedParts) -> None:
+    """Let only the plan's parts collect gradients; the VQ tokenizer is in none of them.
+
+    Raises:
+        UserError: train.vision where the vision tower is the tokenizer's trunk, which stays frozen.
+    """
+    if train.vision and policy.config.vision_tower == "tokenizer":
+        raise UserError("stage.train.vision: expected false with vision_tower 'tokenizer', found true")
+    policy.requires_grad_(False)
+    policy.encoder.vision.requires_grad_(train.vision)
+    policy.encoder.text.requires_grad_(train.text_encoder)
+    policy.encoder.connector.requires_grad_(train.connector)
+    policy.decoder.requires_grad_(train.decoder)
+
+
+def schedule(optimisation: Optimisation, step: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0) as a share of ``optimisation.lr``.
+
+    Rises in equal parts over the warm-up, whose first step is not zero; then half a cosine down to ``final_lr``,
+    which the last step has.
+    """
+    warmup = round(optimisation.warmup * optimisation.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, optimisation.steps - 1 - warmup))
+    return optimisation.final_lr + (1.0 - optimisation.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class StageTrainer(Trainer):
+    """transformers.Trainer at the seams where a stage differs from its defaults."""
+
+    def __init__(self, *, schedule: Callable[[int], float], validation: StageValidation, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.schedule, self.validation = schedule, validation
+        self.lr_scheduler: LambdaLR | None
+        self.model_accepts_loss_kwargs = False  # the loss is a mean per micro-batch: the Trainer divides it
+        self.last_metrics: dict[str, float] = {}
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Mean token cross-entropy of the micro-batch. All images have L tokens, so means of means are exact."""
+        outputs = model(mode="loss", **inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Warm-up and cosine, stepped once per optimizer step."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.schedule)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Matrices and tables decay; gains, biases and single vectors do not."""
+        return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Held-out loss per task and sample grids; see validation.py."""
+        metrics = self.validation(self.model_wrapped, self.model, self.state.global_step, self.is_world_process_zero())
+        self.last_metrics = metrics
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate walks all modules at each step."""
+        return 0
+
+    def callback(self, kind: type[Any]) -> Any:
+        """The callback of this class."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, kind))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+
+class ValidationCallback(TrainerCallback):
+    """Asks for a validation every so many steps, and at the last one."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            control.should_evaluate = True
+        return control
+
+
+def training_arguments(
+    optimisation: Optimisation, checkpoints: Checkpoints, report_to: tuple[str, ...], seed: int, run: RunFolder
+) -> TrainingArguments:
+    """The Trainer's arguments. ``batch`` counts all processes; micro-batches and accumulation follow from it.
+
+    Raises:
+        UserError: when batch is no multiple of micro_batch times the number of processes.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
+    micro = optimisation.micro_batch or max(1, optimisation.batch // processes)
+    if optimisation.batch % (micro * processes):
+        raise UserError(
+            f"optimisation.batch: expected a multiple of micro_batch x processes = {micro} x {processes}, "
+            f"found {optimisation.batch}"
+        )
+    args = TrainingArguments(
+        output_dir=str(run.state),
+        max_steps=optimisation.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=optimisation.batch // (micro * processes),
+        learning_rate=optimisation.lr,
+        weight_decay=optimisation.weight_decay,
+        adam_beta1=optimisation.betas[0],
+        adam_beta2=optimisation.betas[1],
+        max_grad_norm=optimisation.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=optimisation.precision == "bf16",
+        logging_steps=max(1, optimisation.steps // LOG_LINES),
+        logging_nan_inf_filter=False,
+        save_steps=checkpoints.every,
+        save_total_limit=None,  # CheckpointCallback deletes, in a safe order
+        eval_strategy="no",  # ValidationCallback asks
+        report_to=list(report_to) or "none",
+        seed=seed,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel
+    return args
+
+
+def run_trainer(trainer: StageTrainer, run: RunFolder) -> None:
+    """Train from the newest state in ``run``, or from the start with a validation of the untrained model."""
+    state = take_up(run, trainer.is_world_process_zero())
+    progress = trainer.callback(ProgressCallback)
+    try:
+        if state is None:
+            trainer.evaluate()
+        trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
+    except BaseException as error:
+        progress.close(error)
+        raise
+
+
+def finish(trainer: StageTrainer, processor: MentorProcessor, run: RunFolder) -> None:
+    """Write the policy and what its card needs; the main process only."""
+    if not trainer.is_world_process_zero():
+        return
+    policy = trainer.model
+    partial_folder = run.path / ".final.partial"  # renamed when whole: a kill must not leave half a model
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    save_policy(policy.eval(), processor, partial_folder)
+    run.write_manifest(
+        training_seconds=round(run.seconds, 1),
+        cpu_minutes=round(trainer.callback(RunLogCallback).cpu_seconds / 60, 2),
+        steps=trainer.state.global_step,
+        parameters={
+            "total": sum(parameter.numel() for parameter in policy.parameters()),
+            "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
+        },
+        metrics=trainer.last_metrics or _last_validation(run),
+    )
+    partial_folder.rename(run.final)
+
+
+def _last_validation(run: RunFolder) -> dict[str, float]:
+    """The newest validation in the log: that of a run that was stopped between its last step and its end."""
+    found = [line for line in run.metrics() if "val/mean" in line]
+    return {name: value for name, value in found[-1].items() if name.startswith("val/")} if found else {}

@@ -1,0 +1,72 @@
+"""What a supervised stage feeds its model: rows that are pure functions of (seed, index), and the batches made of them.
+
+Shapes: N samples, T prefix length, M reference pictures of the batch, H rows and W columns of pixels.
+
+Because a row depends on nothing but the seed and its place in the run, batching, gradient accumulation, the number of
+processes and a resume in mid-run cannot change what the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from mentor_base.data.mixture import MixtureDataset, World
+from mentor_base.data.schema import Example
+from mentor_base.images import to_pixels
+from mentor_base.processor import MentorProcessor
+from mentor_base.settings import Mixture
+
+
+class Row(NamedTuple):
+    """One training row.
+
+    Attributes:
+        example: prompt and target.
+        drop: whether the prefix is replaced by the unconditional table (classifier-free guidance).
+    """
+
+    example: Example
+    drop: bool
+
+
+class StageDataset(Dataset[Row]):
+    """Row ``i`` of a stage: the mixture's example, and whether its condition is dropped.
+
+    Raises:
+        UserError: a task of the mixture that the world does not have.
+    """
+
+    def __init__(self, mixture: Mixture, seed: int, length: int, world: World) -> None:
+        self.seed, self.condition_drop = seed, mixture.condition_drop
+        self.examples = MixtureDataset(mixture, "train", seed, length, world=world)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Row:
+        drop = Random(f"condition-drop/{self.seed}/{index}").random() < self.condition_drop
+        return Row(self.examples[index], drop)
+
+
+class Collator:
+    """Rows -> the keyword arguments of the model's loss mode.
+
+    input_ids_NT, attention_mask_NT, pixel_values (references_M3HW or None), target_pixels_N3HW in [-1, 1] at the
+    tokenizer's size, condition_drop_N (bool).
+    """
+
+    def __init__(self, processor: MentorProcessor, image_size: int) -> None:
+        self.processor, self.image_size = processor, image_size
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        examples = [row.example for row in rows]
+        return {
+            **self.processor(examples),
+            "target_pixels": to_pixels([example.target for example in examples], self.image_size),
+            "condition_drop": torch.tensor([row.drop for row in rows]),
+        }

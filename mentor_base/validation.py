@@ -1,0 +1,131 @@
+"""Held-out loss per task and sample grids while a stage trains.
+
+Shapes: N samples, L image tokens.
+
+The examples and the sampler's seed are fixed, whatever the run's seed, so that curves and pictures of different runs
+can be laid side by side. Conditions are never dropped, and the trainer's random numbers are left untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from mentor_base.data.mixture import World
+from mentor_base.data.schema import Example
+from mentor_base.generate import draw
+from mentor_base.images import contact_sheet, to_images, to_pixels
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import Validation
+from mentor_base.stage_data import Collator, Row
+
+VALIDATION_SEED = 20_507
+CELL_SCALE = 2
+LETTER = 6  # pixels per letter of the sheet's caption font
+
+
+class StageValidation:
+    """The fixed held-out examples of a stage's tasks, and what is done with them.
+
+    Every process takes its share of the examples; all of them draw the grids (a sharded model needs them all), and
+    the main process writes them.
+    """
+
+    def __init__(
+        self, settings: Validation, world: World, tasks: Sequence[str], collator: Collator, run: RunFolder, batch: int
+    ) -> None:
+        self.settings, self.world, self.tasks = settings, world, tuple(tasks)
+        self.collator, self.run, self.batch = collator, run, batch
+
+    def __call__(
+        self, model: torch.nn.Module, policy: MentorForConditionalGeneration, step: int, main_process: bool
+    ) -> dict[str, float]:
+        """Losses in nats per image token, as ``val/<task>`` and their plain mean ``val/mean``; grids as files.
+
+        Args:
+            model: what the trainer calls (perhaps wrapped for several processes).
+            policy: the same model unwrapped, which draws.
+        """
+        with _set_aside(policy):
+            losses = {task: self.loss(model, policy.device, task) for task in self.tasks}
+            if self.settings.grid:
+                for task in self.tasks:
+                    sheet = self.grid(policy, task)
+                    if main_process:
+                        sheet.save(self.run.sample_path(step, task))
+        return {f"val/{task}": loss for task, loss in losses.items()} | {"val/mean": sum(losses.values()) / len(losses)}
+
+    @torch.no_grad()
+    def loss(self, model: torch.nn.Module, device: torch.device, task: str) -> float:
+        """Mean loss of one task's held-out examples over all processes."""
+        rank, world_size = _place()
+        share = -(-self.settings.examples // world_size)  # the same for all: a sharded model calls all processes
+        totals = torch.zeros(2, dtype=torch.float64, device=device)
+        for start in range(0, share, self.batch):
+            places = [rank + world_size * n for n in range(start, min(start + self.batch, share))]
+            rows = [Row(self.example(task, place % self.settings.examples), False) for place in places]
+            inputs = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in self.collator(rows).items()
+            }
+            counted_N = torch.tensor([place < self.settings.examples for place in places], device=device).double()
+            losses_N = model(mode="loss", **inputs).loss_N.double()
+            totals += torch.stack([(losses_N * counted_N).sum(), counted_N.sum()])
+        if world_size > 1:
+            dist.all_reduce(totals)
+        return (totals[0] / totals[1]).item()
+
+    def grid(self, policy: MentorForConditionalGeneration, task: str) -> Image.Image:
+        """One row per example: references, target, the target through the tokenizer (the best possible), a sample."""
+        examples = [self.example(task, index) for index in range(self.settings.grid)]
+        drawn = draw(
+            policy,
+            self.collator.processor,
+            [example.prompt() for example in examples],
+            sampling=self.settings.sampling,
+            batch=self.batch,
+        )
+        ceilings = self.through_tokenizer(policy, examples)
+        references = max(len(example.images) for example in examples)
+        side = self.collator.image_size
+        rows = []
+        for example, ceiling, sample in zip(examples, ceilings, drawn.images, strict=True):
+            shown = [image.resize((side, side)) for image in example.images]
+            blank = [Image.new("RGB", (side, side), (236, 236, 236))] * (references - len(shown))
+            rows.append([*shown, *blank, example.target.resize((side, side)), ceiling, sample])
+        letters = len(rows[0]) * side * CELL_SCALE // LETTER
+        return contact_sheet(rows, [example.prompt().plain_text[:letters] for example in examples], scale=CELL_SCALE)
+
+    @torch.no_grad()
+    def through_tokenizer(
+        self, policy: MentorForConditionalGeneration, examples: Sequence[Example]
+    ) -> list[Image.Image]:
+        """The targets as the frozen tokenizer can draw them."""
+        pixels_N3HW = to_pixels([example.target for example in examples], self.collator.image_size).to(policy.device)
+        return to_images(policy.vq.decode(policy.vq.encode(pixels_N3HW)))
+
+    def example(self, task: str, index: int) -> Example:
+        """Held-out example ``index`` of a task; the same in every run."""
+        return self.world.example(task, self.settings.split, VALIDATION_SEED, index)
+
+
+@contextmanager
+def _set_aside(policy: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards the former mode and the former state of the random numbers."""
+    training = policy.training
+    policy.eval()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        yield
+    policy.train(training)
+
+
+def _place() -> tuple[int, int]:
+    """Rank of this process, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
