@@ -1,0 +1,117 @@
+"""What a GRPO run watches: group statistics, diversity, the sampler's gap, and fixed prompts over time. Free of trl.
+
+Shapes: N samples, G group size, L image tokens, R trained rewards.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mentor_rewards.aggregate import weighted_sum
+from mentor_rewards.composite import Composite, CompositeScores, summary
+from PIL import Image
+
+from mentor_base.data.schema import Prompt
+from mentor_base.images import contact_sheet
+from mentor_base.runlog import RunFolder
+from mentor_rl import gallery
+from mentor_rl.rollout import Rollout, reward_batch
+
+logger = logging.getLogger(__name__)
+
+SHEET_COLUMNS = 8
+FLAT = 1e-6  # spread below which a group's scores count as equal
+
+
+def token_diversity(tokens_NL: torch.Tensor, group_ids_N: Sequence[int]) -> float:
+    """Share of positions at which two pictures of one prompt have different tokens, over all pairs in a group.
+
+    0: the policy draws one and the same picture; a collapse shows here long before it shows in rewards.
+    """
+    shares = []
+    ids_N = np.asarray(group_ids_N)
+    for uid in np.unique(ids_N):
+        group_GL = tokens_NL[torch.from_numpy(np.flatnonzero(ids_N == uid)).to(tokens_NL.device)]
+        size = len(group_GL)
+        if size > 1:
+            equal = (group_GL[:, None] == group_GL[None, :]).float().mean(-1).sum().item() - size
+            shares.append(1.0 - equal / (size * (size - 1)))
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def flat_groups(values_NR: np.ndarray, group_ids_N: Sequence[int]) -> float:
+    """Share of groups in which no trained reward tells one picture from another: they teach nothing."""
+    ids_N = np.asarray(group_ids_N)
+    flat = []
+    for uid in np.unique(ids_N):
+        group_GR = values_NR[ids_N == uid]
+        spread = [np.ptp(column[~np.isnan(column)]) for column in group_GR.T if (~np.isnan(column)).sum() > 1]
+        flat.append(max(spread, default=0.0) <= FLAT)
+    return float(np.mean(flat))
+
+
+def reward_metrics(scores: CompositeScores, weights_R: np.ndarray, group_ids_N: Sequence[int]) -> dict[str, float]:
+    """``reward`` (weighted sum of the scaled trained rewards), and of each reward: statistics of its native scores."""
+    total_N = weighted_sum(scores.matrix(), weights_R)
+    metrics = {"reward": float(np.nanmean(total_N)) if np.isfinite(total_N).any() else math.nan}
+    for name, stats in summary(scores, group_ids_N).items():
+        for field in ("mean", "std", "group_std", "missing", "saturated"):
+            metrics[f"rewards/{name}/{field}"] = getattr(stats, field)
+    return metrics
+
+
+@contextmanager
+def undisturbed_randomness() -> Iterator[None]:
+    """Puts the global random states back: what is watched must not change what is trained."""
+    numbers = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(numbers[0])
+    np.random.set_state(numbers[1])
+
+
+class FixedPrompts:
+    """The same unseen prompts scored at step 0 and every so often: the curves and the gallery of the report."""
+
+    def __init__(self, prompts: Sequence[Prompt], composite: Composite, run: RunFolder) -> None:
+        self.prompts, self.composite, self.run = tuple(prompts), composite, run
+
+    def record(self, rollout: Rollout, step: int) -> dict[str, float]:
+        """Score the pictures drawn for the prompts, save them, and return ``eval/<reward>`` means.
+
+        A reward that fails here costs its point on a curve, not the run.
+        """
+        scores = self.composite.score(reward_batch(rollout, step), tolerate=True)
+        if scores.failure is not None:
+            logger.warning("fixed prompts at step %d: %s", step, scores.failure)
+        if step == 0:
+            gallery.save_prompts(self.run, self.prompts)
+        gallery.save_step(self.run, step, rollout.images, _rows(scores.raw))
+        self.sheet(rollout.images).save(self.run.sample_path(step, "fixed"))
+        metrics = {"reward": _mean(weighted_sum(scores.matrix(), self.composite.weights))}
+        metrics |= {name: _mean(scores.native(name)) for name in scores.raw}
+        return {f"eval/{name}": value for name, value in metrics.items() if math.isfinite(value)}
+
+    def sheet(self, images: Sequence[Image.Image]) -> Image.Image:
+        """Lines of references, each with the line of pictures drawn for them below; no reference: white."""
+        blank = Image.new("RGB", images[0].size, "white")
+        references = [prompt.images[0] if prompt.images else blank for prompt in self.prompts]
+        lines = []
+        for start in range(0, len(images), SHEET_COLUMNS):
+            lines += [references[start : start + SHEET_COLUMNS], list(images[start : start + SHEET_COLUMNS])]
+        return contact_sheet(lines)
+
+
+def _mean(values_N: np.ndarray) -> float:
+    return float(np.nanmean(values_N)) if np.isfinite(values_N).any() else math.nan
+
+
+def _rows(columns: Mapping[str, Sequence[float | None]]) -> list[dict[str, float | None]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

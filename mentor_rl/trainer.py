@@ -1,0 +1,728 @@
+"""GRPO on trl: the one file that knows trl.
+
+``MentorGRPOTrainer`` meets trl's GRPOTrainer at five seams and nowhere else; each is marked SEAM below:
+
+1. ``rollout_func``: draw the pictures ourselves, score each once with the whole composite;
+2. ``_generate_and_score_completions``: see the dataset rows (``rollout_func`` gets the prompts only);
+3. ``_get_per_token_logps_and_entropies``: log-probs by the policy's own "logprobs" mode;
+4. the reference model: a second frozen copy that we load (trl would look the class up inside transformers);
+5. ``log``: our names, without the text metrics that mean nothing for pictures.
+
+What trl then does is stated in objective.py and tested against it: advantages, ratio, clip, KL, loss.
+
+Conditioning reaches the loss by a key: a sample's "prompt tokens" are (uid, row of the rollout), which survive trl's
+shuffling and splitting; prompts, prefixes and the sampler's log-probs are looked up by them.
+
+A run is exact under resume: the dataset has one row for each prompt of the whole run in a fixed order (no second epoch,
+no shuffle), draws depend on (seed, uid, member) alone, and states are saved only between two rollouts.
+
+Shapes: N samples of a pass, K unique prompts, G group size, L image tokens, R trained rewards.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+# Read when trl and huggingface_hub are imported: no reports about runs, no notes about experimental features.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from mentor_rewards.aggregate import fill_missing
+from mentor_rewards.composite import Composite, CompositeScores, columns_of
+from mentor_rewards.contract import RewardBatch, RewardFailure
+from PIL import Image
+from tokenizers import Tokenizer, models
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import GRPOConfig, GRPOTrainer
+from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+
+from mentor_base.callbacks import (
+    CheckpointCallback,
+    InterruptCallback,
+    ProgressCallback,
+    RunLogCallback,
+    quieten,
+    take_up,
+)
+from mentor_base.checkpoint import load_policy, save_policy
+from mentor_base.data.mixture import PromptList, world_of
+from mentor_base.data.schema import Prompt
+from mentor_base.errors import UserError
+from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.processor import MentorProcessor
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import Sampling
+from mentor_base.sft import schedule
+from mentor_rl.monitor import (
+    FixedPrompts,
+    flat_groups,
+    reward_metrics,
+    token_diversity,
+    undisturbed_randomness,
+)
+from mentor_rl.recipe import GrpoRecipe
+from mentor_rl.rollout import MONITOR_STREAM, POLICY, REFERENCE, Groups, PromptStore, Rollout, reward_batch, roll_out
+
+logger = logging.getLogger(__name__)
+
+# Largest difference between a token's log-prob when drawn and when recomputed. Both passes use the same weights: what
+# is left is rounding. bf16: a prototype of 3M parameters measured .17 at most.
+GAP_TOLERANCE = {"float32": 1e-3, "bf16": 0.2}
+MONITOR_SEED = 0  # the fixed prompts and their draws are the same for all runs, so that their curves can be compared
+KEPT_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}  # trl's name -> ours
+
+# GRPOConfig fields that have to have one value here, and why.
+FORCED: dict[str, tuple[Any, str]] = {
+    "mask_truncated_completions": (False, "pictures have no end token: every sample would count as truncated"),
+    "use_vllm": (False, "vLLM does not know this model; rollouts come from mentor_base.generate"),
+    "use_liger_kernel": (False, "its kernels replace the forward pass that the log-prob seam relies on"),
+    "use_transformers_continuous_batching": (False, "rollouts come from mentor_base.generate"),
+    "cast_lm_head_to_fp32": (False, "there is no lm_head; logits are float32 already"),
+    "top_k": (0, "a token outside the top k would have log-prob -inf"),
+    "top_p": (1.0, "a token outside the nucleus would have log-prob -inf"),
+    "min_p": (None, "a token below it would have log-prob -inf"),
+    "repetition_penalty": (1.0, "neighbouring patches repeat tokens by right"),
+    "shuffle_dataset": (False, "the order of the prompts is fixed, so that a resumed run goes on exactly"),
+    "remove_unused_columns": (False, "the uid column carries the conditioning"),
+}
+
+
+def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
+    """Tune the recipe's policy to the end and write it to ``run.final``; takes up the newest state in ``run``.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a state saved.
+        RewardFailure: a reward could not score too many pictures; a state is saved.
+        UserError, RewardError: a recipe that does not add up, a checkpoint or reward that cannot be used.
+    """
+    if run.finished:
+        logger.warning("%s: this run is finished; nothing to do", run.path)
+        return
+    if recipe.optimisation.threads is not None:
+        torch.set_num_threads(recipe.optimisation.threads)
+    policy, processor = load_policy(recipe.policy)
+    held = copy.deepcopy(policy.config), policy.generation_config
+    args = grpo_arguments(recipe, run, policy.config.image_tokens)
+    with Composite(recipe.rewards, recipe.failure_rate) as composite, InterruptGuard() as guard:
+        trainer = build_trainer(recipe, run, args, policy, processor, composite, guard)
+        run_trainer(trainer, run)
+        if trainer.callback(InterruptCallback).stopped:
+            raise Interrupted(
+                f"{run.path}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with its state "
+                "saved; the same command goes on from there"
+            )
+        policy.config, policy.generation_config = held
+        finish(trainer, processor, run)
+
+
+def build_trainer(
+    recipe: GrpoRecipe,
+    run: RunFolder,
+    args: GRPOConfig,
+    policy: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    composite: Composite,
+    guard: InterruptGuard,
+) -> MentorGRPOTrainer:
+    """The trainer of a recipe, ready to train."""
+    algorithm, monitoring = recipe.algorithm, recipe.monitoring
+    set_trained(policy, algorithm.trained)
+    silence_dropout(policy)
+    frozen_encoder = set(algorithm.trained) == {"decoder"}
+    reference = load_policy(recipe.policy)[0] if algorithm.beta > 0 else None
+    world = world_of(recipe.prompts.data)
+    rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
+    count = rollouts * algorithm.prompts_per_step
+    prompts = PromptList(recipe.prompts.data, recipe.prompts.weights, recipe.prompts.split, recipe.seed, count, world)
+    unseen = PromptList(
+        recipe.prompts.data, recipe.prompts.weights, monitoring.split, MONITOR_SEED, monitoring.prompts, world
+    )
+    fixed = [unseen[i] for i in range(monitoring.prompts)]
+    composite.check_columns(columns_of(_as_batch([prompts[i] for i in range(min(64, count))])))
+    trainer = MentorGRPOTrainer(
+        policy=policy,
+        reference=reference,
+        args=args,
+        composite=composite,
+        store=PromptStore(prompts, processor, frozen_encoder),
+        fixed_store=PromptStore(fixed, processor, frozen_encoder),
+        fixed=FixedPrompts(fixed, composite, run),
+        sampling=Sampling(temperature=algorithm.temperature, guidance_scale=algorithm.guidance.scale),
+        logprob=algorithm.guidance.logprob,
+        rows=count,
+        lr_schedule=partial(schedule, recipe.optimisation),
+        callbacks=[
+            MonitorCallback(monitoring.every),
+            BetweenRollouts(guard, algorithm.inner_iterations),
+            CheckpointCallback(run, recipe.checkpoints.keep),
+            RunLogCallback(run),
+            ProgressCallback("grpo"),
+        ],
+    )
+    quieten(trainer)
+    return trainer
+
+
+def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRPOConfig:
+    """trl's arguments. ``group_size x prompts_per_step`` pictures an optimizer step, over all processes.
+
+    Raises:
+        UserError: numbers that do not divide, or settings that contradict each other.
+    """
+    algorithm, optimisation = recipe.algorithm, recipe.optimisation
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
+    local = _check_numbers(recipe, processes)
+    micro = algorithm.micro_batch or local
+    args = GRPOConfig(
+        output_dir=str(run.state),
+        max_steps=optimisation.steps,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=local // micro,
+        steps_per_generation=local // micro,
+        num_iterations=algorithm.inner_iterations,
+        num_generations=algorithm.group_size,
+        max_completion_length=image_tokens,
+        beta=algorithm.beta,
+        epsilon=algorithm.epsilon,
+        epsilon_high=algorithm.epsilon_high,
+        loss_type=algorithm.loss,
+        importance_sampling_level=algorithm.ratio,
+        multi_objective_aggregation=algorithm.aggregation,
+        scale_rewards=algorithm.scale_rewards,
+        reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
+        use_bias_correction_kl=True,  # see objective.py
+        temperature=algorithm.temperature,
+        disable_dropout=True,
+        learning_rate=optimisation.lr,
+        weight_decay=optimisation.weight_decay,
+        adam_beta1=optimisation.betas[0],
+        adam_beta2=optimisation.betas[1],
+        max_grad_norm=optimisation.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=optimisation.precision == "bf16",
+        gradient_checkpointing=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_steps=recipe.checkpoints.every,
+        save_total_limit=None,  # CheckpointCallback deletes, in a safe order
+        eval_strategy="no",  # MonitorCallback watches
+        report_to=list(recipe.report_to) or "none",
+        seed=recipe.seed,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        **{name: value for name, (value, _) in FORCED.items()},
+    )
+    args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel
+    return args
+
+
+def _check_numbers(recipe: GrpoRecipe, processes: int) -> int:
+    """Pictures per optimizer step and process."""
+    algorithm, optimisation = recipe.algorithm, recipe.optimisation
+    pictures = algorithm.group_size * algorithm.prompts_per_step
+    if optimisation.batch != pictures:
+        raise UserError(
+            f"optimisation.batch: expected algorithm.group_size x prompts_per_step = {pictures}, "
+            f"found {optimisation.batch}"
+        )
+    if optimisation.micro_batch is not None:
+        raise UserError("optimisation.micro_batch: expected algorithm.micro_batch in a grpo recipe")
+    micro = algorithm.micro_batch or max(1, pictures // processes)
+    if pictures % (micro * processes):
+        raise UserError(
+            f"algorithm: expected group_size x prompts_per_step to be a multiple of micro_batch x processes = "
+            f"{micro} x {processes}, found {pictures}"
+        )
+    if recipe.checkpoints.every % algorithm.inner_iterations:
+        raise UserError(
+            f"checkpoints.every: expected a multiple of algorithm.inner_iterations = {algorithm.inner_iterations}, "
+            f"found {recipe.checkpoints.every}: a state is saved between two rollouts"
+        )
+    if algorithm.aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
+        raise UserError(
+            f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
+            f"found '{algorithm.scale_rewards}'"
+        )
+    if not any(entry.role == "train" for entry in recipe.rewards.values()):
+        raise UserError("rewards: expected at least one with role 'train', found monitors only")
+    return pictures // processes
+
+
+def check_arguments(args: GRPOConfig, image_tokens: int) -> None:
+    """Refuse settings of trl that make no sense for pictures, or would silently do something else.
+
+    Raises:
+        UserError: names the setting and the reason.
+    """
+    for name, (value, reason) in FORCED.items():
+        if getattr(args, name) != value:
+            raise UserError(f"GRPOConfig.{name}: expected {value!r}, found {getattr(args, name)!r}: {reason}")
+    if args.max_completion_length != image_tokens:
+        raise UserError(
+            f"GRPOConfig.max_completion_length: expected the picture's {image_tokens} tokens, "
+            f"found {args.max_completion_length}: dr_grpo divides by it"
+        )
+
+
+def set_trained(policy: MentorForConditionalGeneration, trained: Sequence[str]) -> None:
+    """Let only the named parts collect gradients."""
+    encoder = policy.encoder
+    parts = {"decoder": policy.decoder, "connector": encoder.connector, "text_encoder": encoder.text}
+    policy.requires_grad_(False)
+    for name in trained:
+        parts[name].requires_grad_(True)
+
+
+def silence_dropout(policy: MentorForConditionalGeneration) -> None:
+    """No dropout anywhere: the policy that is optimised has to be the one that was sampled.
+
+    trl's ``disable_dropout`` reaches ``nn.Dropout`` only, not the rates that attention layers and our decoder hold.
+    """
+    policy.config.dropout = 0.0
+    for module in policy.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+
+
+class PictureTokens(PreTrainedTokenizerFast):
+    """The tokenizer that trl asks for. It never meets text; "decoding" picture tokens gives empty strings."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("tokenizer_object", Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")))
+        super().__init__(**{"pad_token": "<pad>", "eos_token": "</s>", **kwargs})
+
+    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
+        return [""] * len(sequences)
+
+
+class MentorGRPOTrainer(GRPOTrainer):
+    """GRPO of a MENTOR policy.
+
+    Args:
+        policy: what is trained; parameters that shall stay as they are do not require gradients.
+        reference: the frozen copy for the KL term; None exactly when ``args.beta`` is 0.
+        composite: loaded rewards.
+        store: the prompts of the run by uid, 0 <= uid < ``rows``.
+        fixed_store, fixed: the prompts that are watched.
+        sampling: how pictures are drawn, and (``logprob="guided"``) the distribution that is optimised.
+        lr_schedule: optimizer step -> share of the learning rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: MentorForConditionalGeneration,
+        reference: MentorForConditionalGeneration | None,
+        args: GRPOConfig,
+        composite: Composite,
+        store: PromptStore,
+        fixed_store: PromptStore,
+        fixed: FixedPrompts,
+        sampling: Sampling,
+        logprob: Literal["guided", "conditional"],
+        rows: int,
+        lr_schedule: Callable[[int], float],
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        check_arguments(args, policy.config.image_tokens)
+        self.composite, self.store, self.sampling, self.logprob = composite, store, sampling, logprob
+        self.fixed_store, self.fixed = fixed_store, fixed
+        self.lr_schedule = lr_schedule
+        self.same_distribution = logprob == "guided" or not sampling.guided
+        if not self.same_distribution:
+            warnings.warn(
+                f"guidance.logprob 'conditional' at scale {sampling.guidance_scale}: the log-probs that are optimised "
+                "are not those of the distribution that is sampled",
+                stacklevel=2,
+            )
+        self._uids: list[int] = []
+        self._rollout: Rollout | None = None
+        self._columns: dict[str, list[float | None]] = {}
+        self._pending: dict[str, float] = {}
+        self._gaps: list[torch.Tensor] = []
+        self._first_rollout = True
+        self.clock = PhaseClock()
+        if policy.generation_config is None:
+            policy.generation_config = GenerationConfig()
+        beta, args.beta = args.beta, 0.0  # SEAM 4: trl builds no reference of its own
+        super().__init__(
+            model=policy,
+            reward_funcs=[self._column(name) for name in composite.trained],
+            args=args,
+            train_dataset=Dataset.from_dict({"prompt": [str(uid) for uid in range(rows)], "uid": list(range(rows))}),
+            processing_class=PictureTokens(),
+            callbacks=[self.clock, *callbacks],
+            rollout_func=self._draw,  # SEAM 1
+        )
+        args.beta = self.beta = beta
+        self.ref_model = None if reference is None else self._frozen(reference, policy)
+
+    def _frozen(
+        self, reference: MentorForConditionalGeneration, policy: MentorForConditionalGeneration
+    ) -> torch.nn.Module:
+        reference.requires_grad_(False)
+        reference.eval()
+        if self.is_deepspeed_enabled:
+            return prepare_deepspeed(reference, self.accelerator)
+        if self.is_fsdp_enabled:
+            return prepare_fsdp(reference, self.accelerator)
+        reference.vq = policy.vq  # frozen in both, so held once
+        return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    # ---- rollouts --------------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """SEAM 2: one row per sample; processes hold neighbouring parts of the global batch."""
+        self._uids = [row["uid"] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
+
+    def _draw(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        """SEAM 1: pictures for the rows at hand, and their scores."""
+        uids = self._uids
+        first = self.accelerator.process_index * len(uids)
+        members = [(first + row) % self.num_generations for row in range(len(uids))]
+        self.store.keep_only(uids)
+        with self.clock.phase("rollout"), self._policy() as policy, self.accelerator.autocast():
+            self._rollout = roll_out(policy, self.store, uids, members, self.sampling, self.args.seed)
+        with self.clock.phase("reward"):
+            self._score(self._rollout, first)
+        return {
+            "prompt_ids": [[uid, row] for row, uid in enumerate(uids)],
+            "completion_ids": self._rollout.tokens_NL.tolist(),
+            "logprobs": None,  # ours stay in self._rollout; trl's own use of them is for vLLM
+        }
+
+    @contextmanager
+    def _policy(self) -> Iterator[MentorForConditionalGeneration]:
+        """The policy without its wrappers, whole on this process."""
+        gather = self.args.ds3_gather_for_generation
+        with unwrap_model_for_generation(
+            self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
+        ) as policy:
+            yield policy
+
+    def _score(self, rollout: Rollout, first: int) -> None:
+        """Score the rollout, once for all rewards; statistics are over all processes."""
+        scores = self.composite.score(reward_batch(rollout, self.state.global_step), tolerate=True)
+        self._stop_together(scores.failure)
+        scores = self._of_all_processes(scores)
+        uids = self._gathered(torch.tensor(rollout.group_ids)).tolist()
+        values_NR = scores.matrix()
+        self._pending |= reward_metrics(scores, self.composite.weights, uids)
+        self._pending["flat_groups"] = flat_groups(values_NR, uids)
+        self._pending["diversity"] = token_diversity(self._gathered(rollout.tokens_NL), uids)
+        if self.args.multi_objective_aggregation == "sum_then_normalize":
+            values_NR = fill_missing(values_NR, uids)  # trl would count a missing score as 0
+        mine_NR = values_NR[first : first + len(rollout)]
+        for name, column in zip(self.composite.trained, mine_NR.T, strict=True):
+            self._columns[name] = _or_none(column.tolist())
+
+    def _column(self, name: str) -> Callable[..., list[float | None]]:
+        """What trl takes for a reward function: hands over a column of the composite."""
+
+        def column(**_: Any) -> list[float | None]:
+            return self._columns[name]
+
+        column.__name__ = name
+        return column
+
+    def _stop_together(self, failure: RewardFailure | None) -> None:
+        """Raise on all processes when a reward failed on one: the others would wait for it for ever."""
+        failed = self._gathered(torch.tensor([failure is not None]))
+        if failure is not None:
+            raise failure
+        if failed.any():
+            raise RewardFailure("a reward failed on another process, which says why")
+
+    def _of_all_processes(self, scores: CompositeScores) -> CompositeScores:
+        """The same scores for the global batch; reasons and details stay behind."""
+        if self.accelerator.num_processes == 1:
+            return scores
+        names = list(scores.raw)
+        native_NM = np.stack([scores.native(name) for name in names], axis=1)
+        applies_NM = np.stack([np.array(scores.applies[name]) for name in names], axis=1)
+        native, applies = self._gathered(torch.from_numpy(native_NM)), self._gathered(torch.from_numpy(applies_NM))
+        raw = {name: _or_none(column) for name, column in zip(names, native.T.tolist(), strict=True)}
+        applied = dict(zip(names, applies.T.tolist(), strict=True))
+        return dataclasses.replace(scores, raw=raw, applies=applied, reasons={}, details={})
+
+    def _gathered(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, in their order, on the CPU."""
+        return self.accelerator.gather(rows.to(self.accelerator.device)).cpu()
+
+    # ---- log-probs -------------------------------------------------------------------------------------------------
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: torch.nn.Module,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """SEAM 3: log-probs of policy or reference for rows in any order, ``batch_size`` at a time."""
+        tokens_NL, uids_N, rows_N = input_ids[:, -logits_to_keep:], input_ids[:, 0].tolist(), input_ids[:, 1]
+        is_reference = model is self.ref_model
+        owner = REFERENCE if is_reference else POLICY
+        size = batch_size or len(tokens_NL)
+        parts = []
+        with self.clock.phase("reference" if is_reference else "old" if not torch.is_grad_enabled() else None):
+            for start in range(0, len(tokens_NL), size):
+                piece = slice(start, start + size)
+                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner))
+        logp_NL, entropy_NL = (torch.cat(column) for column in zip(*parts, strict=True))
+        if not is_reference and (self.num_iterations == 1 or not torch.is_grad_enabled()):
+            self._watch_gap(logp_NL.detach(), rows_N)
+        return logp_NL, entropy_NL if compute_entropy else None, None
+
+    def _logprobs(
+        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        groups = Groups.of(uids)
+        order_N, inverse_N = groups.order_N.to(tokens_NL.device), groups.inverse_N.to(tokens_NL.device)
+        with self.accelerator.autocast():
+            found = model(
+                mode="logprobs",
+                tokens=tokens_NL[order_N],
+                group_size=groups.size,
+                sampling=self.sampling,
+                logprob=self.logprob,
+                **self.store.condition(model, groups.uids, tokens_NL.device, owner),
+            )
+        return found.logp_NL[inverse_N], found.entropy_NL[inverse_N]
+
+    def _watch_gap(self, logp_NL: torch.Tensor, rows_N: torch.Tensor) -> None:
+        """Compare log-probs by the weights of the rollout with the sampler's own.
+
+        Raises:
+            UserError: in the first rollout of a session, when they differ by more than rounding.
+        """
+        assert self._rollout is not None
+        gap_NL = (logp_NL - self._rollout.sampler_logp_NL[rows_N]).abs()
+        self._gaps.append(torch.stack([gap_NL.sum(), torch.tensor(gap_NL.numel()).to(gap_NL), gap_NL.max()]))
+        tolerance = GAP_TOLERANCE["bf16" if self.args.bf16 else "float32"]
+        if self._first_rollout and self.same_distribution and not gap_NL.max() <= tolerance:
+            raise UserError(
+                f"step {self.state.global_step}: the trainer's log-probs of the drawn tokens differ from the sampler's "
+                f"by {gap_NL.mean():.2g} on average and {gap_NL.max():.2g} at most, expected at most {tolerance:g}: "
+                "the policy that would be optimised is not the one that was sampled"
+            )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            self._first_rollout = False
+        return loss
+
+    # ---- what is watched and written ---------------------------------------------------------------------------------
+
+    def watch(self, step: int) -> None:
+        """Draw and score the fixed prompts. All processes draw (they may share the weights), the main one scores."""
+        count = len(self.fixed.prompts)
+        with undisturbed_randomness():
+            with self._policy() as policy, self.accelerator.autocast():
+                rollout = roll_out(
+                    policy, self.fixed_store, range(count), [0] * count, self.sampling, MONITOR_SEED, MONITOR_STREAM
+                )
+            if self.accelerator.is_main_process:
+                self._pending |= self.fixed.record(rollout, step)
+        if step == 0:
+            self.log({})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """SEAM 5: of trl's metrics those that mean something for pictures, and ours."""
+        trls = self._metrics["train"]
+        kept = defaultdict(list, {ours: trls[theirs] for theirs, ours in KEPT_METRICS.items() if theirs in trls})
+        self._metrics["train"] = kept
+        if "loss" in logs:
+            logs |= self._gap_metrics() | self.clock.metrics(self.args.generation_batch_size)
+        logs |= self._pending
+        self._pending = {}
+        super().log(logs, start_time)
+
+    def _gap_metrics(self) -> dict[str, float]:
+        if not self._gaps:
+            return {}
+        total, count, _ = torch.stack(self._gaps).sum(0).tolist()
+        largest = torch.stack(self._gaps)[:, 2].max().item()
+        self._gaps = []
+        of_all = self._gathered(torch.tensor([[total, count, largest]], dtype=torch.float64))
+        return {"gap/mean": (of_all[:, 0].sum() / of_all[:, 1].sum()).item(), "gap/max": of_all[:, 2].max().item()}
+
+    def save_now(self) -> None:
+        """Save a state between two rollouts, outside of the usual rhythm."""
+        if self.state.global_step > 0:
+            self._save_checkpoint(self.model, trial=None)
+            self.callback_handler.on_save(self.args, self.state, self.control)
+
+    # ---- transformers.Trainer ----------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """Warm-up and cosine, stepped once per optimizer step; as in the supervised stages."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler: LambdaLR | None = LambdaLR(optimizer or self.optimizer, self.lr_schedule)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Matrices and tables decay; gains, biases and single vectors do not."""
+        return [name for name, parameter in model.named_parameters() if parameter.dim() >= 2]
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the Trainer's estimate walks all modules at each step."""
+        return 0
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None in states: the model card is the export's."""
+
+    def callback(self, kind: type[Any]) -> Any:
+        """The callback of this class."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, kind))
+
+    def _send_telemetry(self) -> None:
+        """Nothing is reported."""
+
+
+class PhaseClock(TrainerCallback):
+    """Seconds of an optimizer step by phase; what is in no phase is "update": forward, backward, optimizer."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+        self._total = 0.0
+
+    @contextmanager
+    def phase(self, name: str | None) -> Iterator[None]:
+        """Count the seconds of the block; None: leave them to "update"."""
+        began = time.perf_counter()
+        yield
+        if name is not None:
+            self._phases[name] += time.perf_counter() - began
+
+    def metrics(self, pictures: int) -> dict[str, float]:
+        """Seconds of the last step by phase, and pictures trained on per second; starts anew."""
+        phases = {**dict.fromkeys(("rollout", "reward", "reference"), 0.0), **self._phases}
+        phases["update"] = self._total - sum(phases.values())
+        self._phases.clear()
+        rounded = {f"seconds/{name}": round(seconds, 4) for name, seconds in phases.items()}
+        return {**rounded, "pictures_per_second": round(pictures / max(self._total, 1e-9), 2)}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._total = time.perf_counter() - self._began
+
+
+class MonitorCallback(TrainerCallback):
+    """Watches the fixed prompts before the first step, every so many steps, and after the last."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.trainer: MentorGRPOTrainer | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0 and self.trainer is not None:
+            self.trainer.watch(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
+        if due and self.trainer is not None:
+            self.trainer.watch(state.global_step)
+
+
+class BetweenRollouts(InterruptCallback):
+    """Stops only where a rollout is used up: a state in its midst could not be resumed exactly."""
+
+    def __init__(self, guard: InterruptGuard, inner_iterations: int) -> None:
+        super().__init__(guard)
+        self.inner_iterations = inner_iterations
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step % self.inner_iterations:
+            return control
+        return super().on_step_end(args, state, control, **kwargs)
+
+
+def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
+    """Train from the newest state in ``run``, or from the start."""
+    state = take_up(run, trainer.is_world_process_zero())
+    trainer.callback(MonitorCallback).trainer = trainer
+    progress = trainer.callback(ProgressCallback)
+    try:
+        trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
+    except BaseException as error:
+        progress.close(error)
+        if isinstance(error, RewardFailure):
+            trainer.save_now()
+        raise
+
+
+def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolder) -> None:
+    """Write the policy and what its card needs; the main process only."""
+    if not trainer.is_world_process_zero():
+        return
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    policy.__dict__.pop("forward", None)  # trl's wrapper around the class's own
+    partial_folder = run.path / ".final.partial"  # renamed when whole: a kill must not leave half a model
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    save_policy(policy.eval(), processor, partial_folder)
+    last = [line for line in run.metrics() if "eval/reward" in line]
+    run.write_manifest(
+        training_seconds=round(run.seconds, 1),
+        cpu_minutes=round(trainer.callback(RunLogCallback).cpu_seconds / 60, 2),
+        steps=trainer.state.global_step,
+        parameters={
+            "total": sum(parameter.numel() for parameter in policy.parameters()),
+            "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
+        },
+        rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},
+        metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
+    )
+    partial_folder.rename(run.final)
+
+
+def _or_none(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]
+
+
+def _as_batch(prompts: Sequence[Prompt]) -> RewardBatch:
+    """Prompts as a batch without pictures yet, to see which columns they have."""
+    blank = Image.new("RGB", (1, 1))
+    nothing = torch.empty(len(prompts), 0)
+    rollout = Rollout(tuple(prompts), tuple(range(len(prompts))), nothing, nothing, [blank] * len(prompts))
+    return reward_batch(rollout, step=0)
