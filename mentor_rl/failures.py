@@ -11,7 +11,8 @@ from mentor_base.interrupt import Interrupted
 NO_SPACE = "no space left on the disk"
 FULL_DISK_MESSAGES = (
     "No space left on device",  # the C library, also inside safetensors' and pyarrow's errors
-    "PytorchStreamWriter failed writing",  # torch.save hides the errno
+    "PytorchStreamWriter failed writing",  # torch.save hides the errno: this, or
+    "] . unexpected pos ",  # this, when its end cannot be written either
 )
 
 

@@ -16,6 +16,9 @@ Name = Annotated[str, typer.Argument(metavar="REWARD", help="A registered name, 
 Options = Annotated[
     list[str] | None, typer.Option("--option", "-o", metavar="KEY=VALUE", help="A constructor option of the reward.")
 ]
+Facts = Annotated[
+    list[str] | None, typer.Option("--fact", metavar="KEY=VALUE", help="Metadata of the prompt, e.g. style=noto.")
+]
 
 
 @rewards_app.command("list")
@@ -59,9 +62,7 @@ def score_pictures(
     prompt: Annotated[str, typer.Option(help="The text that the pictures were asked for.")] = "",
     reference: Annotated[list[Path] | None, typer.Option(help="A reference picture of all pictures.")] = None,
     subject: Annotated[str | None, typer.Option(help="Name of the subject.")] = None,
-    fact: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata of the prompt, e.g. style=noto.")
-    ] = None,
+    fact: Facts = None,
     option: Options = None,
 ) -> None:
     """Raw scores of pictures, one line each; a picture that cannot be scored gets its reason."""
@@ -81,7 +82,7 @@ def score_pictures(
         group_ids=list(range(n)),
         metadata=[_pairs(fact, "--fact")] * n,
     )
-    entry = RewardEntry(use=reward, options=_pairs(option, "--option"))
+    entry = RewardEntry(use=reward, role="monitor", options=_pairs(option, "--option"))
     with Composite({reward: entry}) as composite:
         scores = composite.score(batch, tolerate=True)
     for path, value, reason in zip(pictures, scores.raw[reward], scores.reasons[reward], strict=True):
@@ -89,15 +90,21 @@ def score_pictures(
 
 
 @rewards_app.command("check")
-def check_reward_plugin(reward: Name, option: Options = None) -> None:
-    """Hold a reward to the contract: shapes, missing scores, determinism, independence of neighbours."""
+def check_reward(reward: Name, fact: Facts = None, option: Options = None) -> None:
+    """Hold a reward to the contract on drawn pictures: numbers, repeatability, independence of neighbours, ..."""
     from mentor_rewards.contract import RewardEntry
     from mentor_rewards.registry import build_reward
-    from mentor_rewards.testing import check_reward
+    from mentor_rewards.testing import run_checks, sample_batch
 
-    built = build_reward(reward, RewardEntry(use=reward, options=_pairs(option, "--option")))
-    check_reward(built)
-    print(f"{reward}: keeps the contract")
+    entry = RewardEntry(use=reward, options=_pairs(option, "--option"))
+    facts = _pairs(fact, "--fact")
+    build_reward(reward, entry)  # an unknown name or option is a fault of the command, not of the reward
+    results = run_checks(lambda: build_reward(reward, entry), sample_batch([facts] if facts else None))
+    for result in results:
+        print(f"{result.rule}: {result.problem or 'holds'}")
+    broken = sum(result.problem is not None for result in results)
+    if broken:
+        raise UserError(f"{reward}: {broken} of {len(results)} rules are broken")
 
 
 def _pairs(texts: Sequence[str] | None, name: str) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""The command line: what a user can mend is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from mentor_base.errors import UserError
+from mentor_base.interrupt import Interrupted
+from mentor_base.runlog import RunFolder
+from mentor_rl.cli import main
+from mentor_rl.failures import NO_SPACE, exit_code, failure_line
+from mentor_rl.recipe_files import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "rewards" / "README.md"]
+
+TOKENIZER = """\
+kind: tokenizer
+run: runs/vq
+model: {channels: 8}
+optimisation: {lr: 1e-3, steps: 2, batch: 2}
+checkpoints: {every: 1}
+"""
+
+PLUGIN = """\
+from mentor_rewards.contract import Reward, RewardOutput, RewardSpec
+
+class Redness(Reward):
+    spec = RewardSpec(name="redness", version="1", range=(0.0, 255.0))
+
+    def score(self, batch):
+        return RewardOutput([float(i.convert("RGB").resize((1, 1)).getpixel((0, 0))[0]) for i in batch.images])
+"""
+
+Outcome = tuple[int, str, str]
+
+
+class Shell:
+    """Runs commands in this process: exit code, stdout, stderr."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str | Path) -> Outcome:
+        with pytest.raises(SystemExit) as done:
+            main([str(argument) for argument in arguments])
+        out, err = self._capsys.readouterr()
+        return int(done.value.code or 0), out, err
+
+    def refuses(self, *arguments: str | Path) -> str:
+        """The one line with which a command refuses its input."""
+        code, _, err = self(*arguments)
+        assert code == 2
+        assert len(err.splitlines()) == 1, err
+        return err.strip()
+
+
+@pytest.fixture
+def mentor(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """``mentor``, in an empty current folder with one recipe, x.yaml."""
+    monkeypatch.chdir(tmp_path)
+    Path("x.yaml").write_text(TOKENIZER, encoding="utf-8")
+    return Shell(capsys)
+
+
+def test_help_names_every_command(mentor: Shell) -> None:
+    code, out, _ = mentor("--help")
+    assert code == 0
+    for command in ("demo", "train", "evaluate", "sample", "export", "report", "rewards", "recipes"):
+        assert re.search(rf"\b{command}\b", out)
+
+
+def test_a_dry_run_prints_the_resolved_recipe_and_writes_nothing(mentor: Shell) -> None:
+    code, out, _ = mentor("train", "x.yaml", "optimisation.steps=5", "--dry-run")
+    assert code == 0
+    shown = yaml.safe_load(out)
+    assert shown["optimisation"]["steps"] == 5
+    assert shown["optimisation"]["warmup"] == 0.05
+    assert not Path("runs").exists()
+    assert mentor("recipes", "show", "x.yaml", "optimisation.steps=5")[1] == out
+
+
+def test_recipes_are_listed(mentor: Shell) -> None:
+    Path("launcher.yaml").write_text("compute_environment: LOCAL_MACHINE\n", encoding="utf-8")
+    code, out, _ = mentor("recipes", "list", ".")
+    assert code == 0
+    assert "x.yaml" in out
+    assert "launcher" not in out
+    assert "run this in a clone" in mentor.refuses("recipes", "list")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["train", "y.yaml"], "y.yaml: no such recipe; did you mean 'x.yaml'?"),
+        (["train", "x.yaml", "sede=1"], "command line: sede: unknown key; did you mean 'seed'?"),
+        (
+            ["train", "x.yaml", "data.styles=[nooto]"],
+            "x.yaml: data.styles: unknown style 'nooto'; did you mean 'noto'?",
+        ),
+        (["evaluate", "x.yaml"], "x.yaml: kind: expected 'evaluate', found 'tokenizer'; use `mentor train x.yaml`"),
+        (["sample", "x", "--text", "a fox", "--image", "fox.png"], "fox.png: expected a picture, found no such file"),
+        (
+            ["sample", "x", "--text", "a fox", "--image", "x.yaml"],
+            "x.yaml: expected a picture, found a file of another",
+        ),
+        (["sample", "x", "--text", ""], "--text: expected a caption, found an empty text"),
+        (
+            ["sample", "x", "--text", "<image> a fox"],
+            "--text: expected one <image> mark per picture, found 1 marks and 0",
+        ),
+        (["sample", "no/model", "--text", "a fox"], "no/model: expected a model folder or a finished run"),
+        (["export", "no/run", "out"], "no/run: expected a run folder, found no such folder"),
+        (["rewards", "describe", "stile"], "unknown reward 'stile'; did you mean 'style'?"),
+        (["rewards", "score", "jpeg_size", "x.yaml"], "x.yaml: expected a picture"),
+        (["rewards", "check", "plug.py:Redness"], "reward 'plug.py:Redness': expected a plugin file, found none at"),
+    ],
+)
+def test_bad_input_is_one_line(mentor: Shell, arguments: list[str], line: str) -> None:
+    assert line in mentor.refuses(*arguments)
+
+
+def test_usage_errors_have_exit_code_2_too(mentor: Shell) -> None:
+    for arguments in (
+        ["trian", "x.yaml"],
+        ["train"],
+        ["train", "x.yaml", "--dry"],
+        ["export", "a", "b", "--dtype", "int8"],
+    ):
+        assert mentor(*arguments)[0] == 2
+
+
+def test_the_traceback_comes_only_with_debug(mentor: Shell) -> None:
+    with pytest.raises(UserError):
+        main(["--debug", "train", "y.yaml"])
+
+
+def test_training_starts_goes_on_and_is_finished(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, object]] = []
+
+    def train_half(**sections: object) -> None:
+        calls.append(sections)
+        run = sections["run"]
+        assert isinstance(run, RunFolder)
+        run.log(len(calls), loss=1.0)
+        if len(calls) < 2:
+            raise Interrupted(f"{run.path}: stopped at step 1; the same command goes on from there")
+        run.final.mkdir()
+        (run.final / "config.json").write_text("{}", encoding="utf-8")
+
+    monkeypatch.setattr("mentor_base.tokenizer_training.train_tokenizer", train_half)
+    code, _, err = mentor("train", "x.yaml")
+    assert code == 130
+    assert err == "runs/vq: stopped at step 1; the same command goes on from there\n"
+    code, out, _ = mentor("train", "x.yaml")
+    assert code == 0
+    assert out.startswith("runs/vq: going on with this run\nruns/vq: finished after ")
+    code, out, _ = mentor("train", "x.yaml")
+    assert code == 0
+    assert out == "runs/vq: already finished, the model is in runs/vq/final\n"
+    assert len(calls) == 2
+    sections = {"model", "losses", "data", "optimisation", "checkpoints", "validate_every", "seed", "run"}
+    assert set(calls[0]) == sections
+
+
+def test_a_run_folder_that_holds_something_else(mentor: Shell) -> None:
+    RunFolder.open("runs/vq", {"kind": "tokenizer", "seed": 0, "optimisation": {"steps": 2}})
+    line = mentor.refuses("train", "x.yaml")
+    assert line.startswith("runs/vq: holds another run (differs in ")
+    Path("runs/notes").mkdir()
+    Path("runs/notes/mine.txt").touch()
+    line = mentor.refuses("train", "x.yaml", "run=runs/notes")
+    assert line.startswith("runs/notes: expected an empty folder or a run, found other files")
+
+
+def test_a_full_disk(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(run: RunFolder, **_: object) -> None:
+        run.metrics_file.symlink_to("/dev/full")
+        run.log(1, loss=1.0)
+
+    monkeypatch.setattr("mentor_base.tokenizer_training.train_tokenizer", train)
+    assert NO_SPACE in mentor.refuses("train", "x.yaml")
+
+
+def test_every_writer_says_when_the_disk_is_full(tmp_path: Path) -> None:
+    import torch
+
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")  # a link, so that a writer that renames replaces the link and not the device
+    with pytest.raises(RuntimeError) as caught:
+        torch.save(torch.zeros(1 << 16), full)
+    errors = [
+        caught.value,
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+        OSError(28, "No space left on device", "run/x.png"),
+    ]
+    for error in errors:
+        assert NO_SPACE in str(failure_line(error)), error
+    assert str(failure_line(errors[-1])).startswith("run/x.png: ")
+
+
+def test_a_checkpoint_with_missing_or_surplus_tensors(mentor: Shell, random_policy: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(random_policy, broken)
+    state = load_file(random_policy / "model.safetensors")
+    gone = sorted(state)[0]
+    for change, line in (
+        ({gone: None}, f"1 tensors are missing, the first is '{gone}'"),
+        ({"strange": state[gone].clone()}, "1 unknown tensors, the first is 'strange'"),
+    ):
+        changed = {key: value for key, value in {**state, **change}.items() if value is not None}
+        save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
+        code, _, err = mentor("sample", broken, "--text", "a fox")
+        assert code == 2
+        assert line in err.splitlines()[-1]
+
+
+def test_exceptions_that_are_bugs_stay_bugs() -> None:
+    assert failure_line(ValueError("a bug")) is None
+    assert failure_line(OSError("no file in it")) is None
+    assert failure_line(PermissionError(13, "Permission denied", "x/y")) == "x/y: permission denied"
+    assert exit_code(Interrupted("stopped")) == 130
+
+
+def test_a_plugin_is_checked_and_scores(mentor: Shell) -> None:
+    Path("plug.py").write_text(PLUGIN, encoding="utf-8")
+    Image.new("RGB", (8, 8), (200, 0, 0)).save("red.png")
+    code, out, _ = mentor("rewards", "score", "plug.py:Redness", "red.png", "red.png")
+    assert (code, out) == (0, "red.png: 200\nred.png: 200\n")
+    code, out, _ = mentor("rewards", "check", "plug.py:Redness")
+    assert code == 0
+    assert "holds" in out
+
+
+def _commands(page: Path) -> Iterator[list[str]]:
+    """Lines of the page's shell blocks, continued lines joined, comments and prompts left out."""
+    if not page.exists():
+        return
+    for block in re.findall(r"```(?:bash|sh|console|shell)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words:
+                yield words
+
+
+def test_the_first_page_names_both_commands() -> None:
+    commands = list(_commands(PAGES[0]))
+    assert ["make", "demo"] in commands
+    assert ["make", "test"] in commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_command_on_a_page_exists(page: Path, mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    for words in _commands(page):
+        if words[0] == "make":
+            assert set(words[1:]) <= set(targets) or "=" in " ".join(words[1:]), words
+        if words[0] != "mentor":
+            continue
+        code, _, err = mentor(*words[1:], "--help")
+        assert code == 0, f"{page.name}: {' '.join(words)}: {err}"
+        recipes = [word for word in words if word.startswith("recipes/") and word.endswith(".yaml")]
+        if words[1] in ("train", "evaluate"):
+            load_recipe(recipes[0], [word for word in words[3:] if "=" in word], need_inputs=False)
+        for recipe in recipes:
+            assert (ROOT / recipe).exists(), f"{page.name}: {recipe}"
