@@ -60,6 +60,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         self.decoder = Decoder(config)
         self.generation_config = GenerationConfig()
         self.post_init()
+        tied = self.encoder.text.all_tied_weights_keys  # transformers collects those of direct children only
+        self.all_tied_weights_keys.update({f"encoder.text.{k}": f"encoder.text.{v}" for k, v in tied.items()})
         self._freeze_vq()
 
     # ---- what callers use ------------------------------------------------------------------------------------------
