@@ -96,7 +96,8 @@ def _patches(kinds_HW: np.ndarray, min_area: int) -> list[tuple[np.ndarray, np.n
     areas = np.bincount(components_HW.ravel())
     cores = np.bincount(components_HW.ravel(), weights=thick_HW.ravel())
     chosen = np.flatnonzero((areas >= min_area) & (cores >= max(4, min_area // 4)) & (cores >= 0.25 * areas))
-    return [np.nonzero(components_HW == component) for component in chosen]
+    found = [np.nonzero(components_HW == component) for component in chosen]
+    return [(rows, columns) for rows, columns in found]
 
 
 def _components(kinds_HW: np.ndarray) -> np.ndarray:
@@ -126,7 +127,7 @@ def _blob(colour: str, rows: np.ndarray, columns: np.ndarray) -> Blob:
 
 
 def _overlaps(mask: np.ndarray) -> np.ndarray:
-    """Intersection over union with each template, patch and template stretched to one square; less for a wrong aspect."""
+    """Intersection over union with each template, both stretched to one square; less for another aspect."""
     templates, aspects = _templates()
     image = Image.fromarray(mask.astype(np.uint8) * 255)
     stretched = np.asarray(image.resize((_TEMPLATE, _TEMPLATE), Image.Resampling.BILINEAR), dtype=np.float64) / 255

@@ -106,7 +106,7 @@ def describe(use: str, base: Path | None = None) -> Description:
     options = tuple(
         Option(
             name=parameter.name,
-            type="any" if parameter.annotation is parameter.empty else inspect.formatannotation(parameter.annotation),
+            type="any" if parameter.annotation is parameter.empty else _as_written(parameter.annotation),
             default=None if parameter.default is parameter.empty else repr(parameter.default),
         )
         for parameter in _parameters(cls).values()
@@ -116,6 +116,10 @@ def describe(use: str, base: Path | None = None) -> Description:
     spec = getattr(cls, "spec", None)
     where = names().get(use, use)
     return Description(use, where, about, options, spec if isinstance(spec, RewardSpec) else None)
+
+
+def _as_written(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def find_path(value: str | Path, base: Path | None) -> Path | None:
@@ -215,7 +219,7 @@ def _checked_options(name: str, cls: type, options: Mapping[str, Any], base: Pat
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in options:
             raise RewardError(f"reward '{name}': missing option '{key}'; options: {', '.join(named)}")
-    hints = typing.get_type_hints(cls.__init__) if named else {}  # type: ignore[misc]
+    hints = typing.get_type_hints(cls.__init__, include_extras=True) if named else {}  # type: ignore[misc]
     return {key: _typed(name, key, value, hints.get(key, Any), base) for key, value in options.items()}
 
 

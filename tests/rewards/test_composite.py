@@ -1,0 +1,269 @@
+"""The composite: micro-batches, missing scores, faults of rewards, statistics, async rewards."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from mentor_rewards.composite import Composite, columns_of, summary
+from mentor_rewards.contract import (
+    AsyncReward,
+    Reward,
+    RewardBatch,
+    RewardEntry,
+    RewardError,
+    RewardFailure,
+    RewardOutput,
+    RewardSpec,
+)
+from mentor_rewards.testing import sample_batch
+from PIL import Image
+
+
+class Scripted(Reward):
+    """Answers with what the metadata says; remembers the sizes of its calls."""
+
+    spec = RewardSpec(name="scripted", version="1", range=(0.0, 10.0))
+    calls: ClassVar[list[int]] = []
+
+    def __init__(self, key: str = "value") -> None:
+        self.key = key
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        Scripted.calls.append(len(batch))
+        values = [facts[self.key] for facts in batch.metadata]
+        return RewardOutput(values, ["said so" if value is None else None for value in values], {"seen": values})
+
+
+class Styled(Scripted):
+    spec = RewardSpec(name="styled", version="1", needs=frozenset({"reference"}), metadata=frozenset({"style"}))
+
+
+class Answering(Reward):
+    """Answers whatever it is told to."""
+
+    spec = RewardSpec(name="answering", version="1")
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+class Distance(Scripted):
+    spec = RewardSpec(name="distance", version="1", higher_is_better=False)
+
+
+class Slow(AsyncReward):
+    """Waits, then scores 1; on one loop from load to unload."""
+
+    spec = RewardSpec(name="slow", version="1")
+    loops: ClassVar[set[int]] = set()
+
+    def __init__(self, wait: float = 0.2, fails: bool = False) -> None:
+        self.wait, self.fails = wait, fails
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        Slow.loops.add(id(asyncio.get_running_loop()))
+        await asyncio.sleep(self.wait)
+        if self.fails:
+            raise ConnectionError("server gone")
+        return RewardOutput([1.0] * len(batch))
+
+
+def entry(cls: type, **settings: Any) -> RewardEntry:
+    return RewardEntry(use=f"{__name__}:{cls.__name__}", **settings)
+
+
+@pytest.fixture(autouse=True)
+def _importable() -> None:
+    Scripted.calls.clear()
+    assert __name__ in sys.modules
+
+
+def batch_of(values: list[Any], **columns: Any) -> RewardBatch:
+    n = len(values)
+    given: dict[str, Any] = {
+        "images": [Image.new("RGB", (8, 8))] * n,
+        "prompts": ["a disc"] * n,
+        "references": [()] * n,
+        "subjects": [None] * n,
+        "group_ids": [row // 2 for row in range(n)],
+        "metadata": [{"value": value} for value in values],
+    }
+    return RewardBatch(**{**given, **columns})
+
+
+def score(values: list[Any], failure_rate: float = 1.0, tolerate: bool = False, **settings: Any) -> Any:
+    with Composite({"mine": entry(Scripted, **settings)}, failure_rate) as composite:
+        return composite.score(batch_of(values), tolerate)
+
+
+def test_micro_batches_keep_order_and_details() -> None:
+    found = score([1.0, 2.0, 3.0, 4.0, 5.0], batch=2)
+    assert found.raw["mine"] == [1, 2, 3, 4, 5]
+    assert found.details["mine"]["seen"] == [1, 2, 3, 4, 5]
+    assert Scripted.calls == [2, 2, 1]
+
+
+def test_scaled_then_clipped() -> None:
+    found = score([1.0, 2.0, None], scale=-2.0, clip=(-3.0, 0.0))
+    assert found.scaled("mine").tolist()[:2] == [-2, -3]
+    assert math.isnan(found.scaled("mine")[2])
+    assert found.raw["mine"] == [1, 2, None]
+
+
+def test_none_nan_and_infinity_are_missing_with_reasons() -> None:
+    found = score([1.0, None, math.nan, math.inf, np.float32(2)])
+    assert found.raw["mine"] == [1.0, None, None, None, 2.0]
+    assert found.reasons["mine"] == [None, "said so", "not a number: nan", "not a number: inf", None]
+    assert found.failures("mine") == 3
+
+
+def test_failure_rate_and_stop() -> None:
+    assert score([1.0, 1.0, 1.0, None], failure_rate=0.25).failure is None
+    with pytest.raises(RewardFailure, match=r"reward 'mine': 2 of 4 .*failure_rate: 0.25.*first reason: said so"):
+        score([1.0, None, 1.0, None], failure_rate=0.25)
+    with pytest.raises(RewardFailure, match=r"1 of 4 .*on_missing: stop"):
+        score([1.0, None, 1.0, 1.0], on_missing="stop")
+    assert isinstance(score([None], failure_rate=0.25, tolerate=True).failure, RewardFailure)
+
+
+def test_a_sample_without_the_needed_columns_is_masked_not_failed() -> None:
+    picture = Image.new("RGB", (8, 8))
+    batch = batch_of(
+        [1.0, 2.0, 3.0],
+        references=[(picture,), (), (picture,)],
+        metadata=[{"value": 1.0, "style": "noto"}, {"value": 2.0, "style": "noto"}, {"value": 3.0}],
+    )
+    with Composite({"styled": entry(Styled, on_missing="stop")}, failure_rate=0.0) as composite:
+        found = composite.score(batch)
+        composite.check_columns(columns_of(batch))
+        with pytest.raises(RewardError, match=r"reward 'styled' needs reference and metadata\.style"):
+            composite.check_columns({"prompt"})
+    assert found.raw["styled"] == [1.0, None, None]
+    assert found.reasons["styled"] == [None, "does not apply: no reference", "does not apply: no metadata.style"]
+    assert summary(found, batch.group_ids)["styled"].failed == 0
+    assert summary(found, batch.group_ids)["styled"].missing == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([1.0, 2.0], "expected a RewardOutput, found list"),
+        (RewardOutput([1.0]), "expected 2 scores, one per picture, found 1"),
+        (RewardOutput([1.0, 2.0], ["why"]), "expected 2 reasons, one per picture, found 1"),
+        (RewardOutput([1.0, 2.0], details={"seen": [1]}), "expected 2 seen, one per picture, found 1"),
+        (RewardOutput([1.0, "2"]), "expected scores of float or None, found str"),
+        (RewardOutput([1.0, True]), "expected scores of float or None, found bool"),
+        (ZeroDivisionError("division"), "score failed: ZeroDivisionError: division"),
+    ],
+)
+def test_faults_of_a_reward_name_it(answer: Any, message: str) -> None:
+    composite = Composite({"faulty": entry(Answering, options={"answer": answer})})
+    with pytest.raises(RewardError, match=f"^reward 'faulty': {message}") as caught:
+        composite.score(batch_of([1, 2]))
+    if isinstance(answer, Exception):
+        assert caught.value.__cause__ is answer
+
+
+def test_entries_that_make_no_sense() -> None:
+    with pytest.raises(RewardError, match="lower is better, but scale"):
+        Composite({"d": entry(Distance)})
+    Composite({"d": entry(Distance, scale=-1.0)})
+    Composite({"d": entry(Distance, role="monitor")})
+    with pytest.raises(RewardError, match="timeout is for rewards with 'ascore'"):
+        Composite({"s": entry(Scripted, timeout=1.0)})
+    with pytest.raises(RewardError, match="at least one entry"):
+        Composite({})
+    with pytest.raises(ValueError, match="low < high"):
+        RewardEntry(clip=(1.0, 0.0))
+
+
+def test_statistics_by_hand() -> None:
+    found = score([0.0, 2.0, 10.0, 10.0, 4.0, None])
+    stats = summary(found, [0, 0, 1, 1, 2, 2])["mine"]
+    assert stats.mean == pytest.approx(5.2)
+    assert stats.std == pytest.approx(np.std([0, 2, 10, 10, 4], ddof=1))
+    assert stats.group_std == pytest.approx((2**0.5 + 0) / 2)
+    assert stats.missing == pytest.approx(1 / 6)
+    assert stats.saturated == pytest.approx(3 / 5)
+    assert stats.seconds > 0
+
+
+def test_trained_rewards_make_the_matrix() -> None:
+    entries = {
+        "a": entry(Scripted, weight=2.0),
+        "watched": entry(Scripted, role="monitor"),
+        "b": entry(Scripted, weight=0.5, scale=10.0),
+    }
+    with Composite(entries) as composite:
+        found = composite.score(batch_of([1.0, 2.0]))
+        assert (composite.trained, composite.monitors) == (("a", "b"), ("watched",))
+        assert composite.weights.tolist() == [2.0, 0.5]
+    assert found.matrix().tolist() == [[1, 10], [2, 20]]
+
+
+def test_async_rewards_wait_together_on_one_loop() -> None:
+    Slow.loops.clear()
+    with Composite({"one": entry(Slow), "two": entry(Slow), "now": entry(Scripted)}) as composite:
+        start = time.perf_counter()
+        found = composite.score(batch_of([1.0, 2.0]))
+        took = time.perf_counter() - start
+        composite.score(batch_of([1.0, 2.0]))
+    assert found.raw == {"one": [1.0, 1.0], "two": [1.0, 1.0], "now": [1.0, 2.0]}
+    assert took < 0.35
+    assert len(Slow.loops) == 1
+
+
+def test_async_timeout_is_missing_and_errors_name_the_reward() -> None:
+    slow = entry(Slow, options={"wait": 5.0}, timeout=0.05)
+    with Composite({"judge": slow}, failure_rate=1.0) as composite:
+        found = composite.score(batch_of([1.0]))
+    assert found.reasons["judge"] == ["no answer within 0.05 s"]
+    gone = entry(Slow, options={"wait": 0.0, "fails": True})
+    with (
+        Composite({"judge": gone, "other": entry(Slow, options={"wait": 60.0})}) as composite,
+        pytest.raises(RewardError, match="reward 'judge': ascore failed: ConnectionError: server gone"),
+    ):
+        composite.score(batch_of([1.0]))
+
+
+def test_devices_score_beside_each_other() -> None:
+    entries = {name: entry(Scripted, device=device) for name, device in (("a", "cpu"), ("b", "meta"), ("c", "cpu"))}
+    with Composite(entries) as composite:
+        assert composite.score(batch_of([1.0, 2.0])).raw == {name: [1.0, 2.0] for name in "abc"}
+
+
+def test_failed_load_unloads_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    composite = Composite({"a": entry(Scripted), "b": entry(Scripted)})
+    unloaded: list[str] = []
+    for name, reward in composite.rewards.items():
+        monkeypatch.setattr(reward, "unload", lambda name=name: unloaded.append(name), raising=False)
+
+    def fail(device: str, dtype: str) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(composite.rewards["b"], "load", fail, raising=False)
+    with pytest.raises(RewardError, match="reward 'b': load failed: MemoryError: full"):
+        composite.load()
+    assert unloaded == ["a", "b"]
+
+
+def test_a_batch_has_equal_columns() -> None:
+    with pytest.raises(RewardError, match=r"RewardBatch\.prompts: expected 2 entries, one per image, found 1"):
+        batch_of([1.0, 2.0], prompts=["a"])
+
+
+def test_shared_work_goes_with_sub_batches() -> None:
+    batch = sample_batch()
+    batch.select([0]).shared["key"] = 1
+    assert batch.select([1]).shared == {"key": 1}

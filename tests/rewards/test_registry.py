@@ -1,0 +1,119 @@
+"""Names, plugin files and options: what is found, and the one line when it is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mentor_rewards.contract import RewardEntry, RewardError
+from mentor_rewards.registry import BUILT_IN, build_reward, describe, names
+
+PLUGIN = '''
+from pathlib import Path
+from typing import Literal
+from mentor_rewards import Reward, RewardBatch, RewardOutput, RewardSpec
+
+class Brightness(Reward):
+    """Mean of all bytes.
+
+    More about it.
+    """
+    spec = RewardSpec(name="brightness", version="1", range=(0, 255))
+
+    def __init__(self, gain: float, mode: Literal["mean", "median"] = "mean", table: Path | None = None):
+        self.gain, self.mode, self.table = gain, mode, table
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        return RewardOutput([self.gain for _ in batch.images])
+
+class NoScore(Reward):
+    spec = RewardSpec(name="no_score", version="1")
+
+class NoUnload:
+    spec = RewardSpec(name="no_unload", version="1")
+    def load(self, device, dtype): ...
+    def score(self, batch): ...
+
+class NotAwaited(Reward):
+    spec = RewardSpec(name="not_awaited", version="1")
+    def ascore(self, batch): ...
+
+class NoSpec(Reward):
+    def score(self, batch): ...
+'''
+
+
+@pytest.fixture
+def recipe_folder(tmp_path: Path) -> Path:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "table.txt").write_text("")
+    return tmp_path
+
+
+def test_every_built_in_name_resolves() -> None:
+    for name in BUILT_IN:
+        assert describe(name).about
+        assert describe(name).spec is not None
+
+
+def test_listing_imports_neither_rewards_nor_torch() -> None:
+    code = (
+        "import sys, mentor_rewards.registry as registry; registry.names(); "
+        "print([m for m in ('torch', 'numpy', 'mentor_rewards.style') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert set(BUILT_IN) <= set(names())
+
+
+def test_plugin_file_beside_the_recipe(recipe_folder: Path) -> None:
+    path_before = list(sys.path)
+    options = {"gain": 3, "table": "table.txt"}
+    reward = build_reward("bright", RewardEntry(use="plugin.py:Brightness", options=options), recipe_folder)
+    assert reward.gain == 3.0
+    assert reward.table == recipe_folder / "table.txt"
+    again = build_reward(
+        "bright", RewardEntry(use=f"{recipe_folder}/plugin.py:Brightness", options=options), recipe_folder
+    )
+    assert type(again) is type(reward)
+    assert sys.path == path_before
+    found = describe("plugin.py:Brightness", recipe_folder)
+    assert found.about == "Mean of all bytes."
+    assert [(o.name, o.default) for o in found.options] == [("gain", None), ("mode", "'mean'"), ("table", "None")]
+
+
+def test_dotted_module() -> None:
+    assert build_reward("size", RewardEntry(use="mentor_rewards.jpeg_size:JpegSize")).spec.name == "jpeg_size"
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "message"),
+    [
+        ("stile", {}, "unknown reward 'stile'; did you mean 'style'?"),
+        ("nowhere.py:X", {}, "expected a plugin file, found none at"),
+        ("plugin.py:Brightnes", {}, "no class 'Brightnes' in .*; did you mean 'Brightness'?"),
+        ("plugin.py:NoScore", {}, "NoScore is not a Reward, it has no 'score'"),
+        ("plugin.py:NoUnload", {}, "NoUnload is not a Reward, it has no 'unload'"),
+        ("plugin.py:NotAwaited", {}, "'ascore' is a plain function"),
+        ("plugin.py:NoSpec", {}, "NoSpec has no member 'spec'"),
+        ("broken.py:X", {}, "fails on import: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("no_such_package.module:X", {}, "cannot import no_such_package.module"),
+        ("plugin.py:Brightness", {}, "missing option 'gain'; options: gain, mode, table"),
+        ("plugin.py:Brightness", {"gian": 1}, "unknown option 'gian'; did you mean 'gain'?"),
+        ("plugin.py:Brightness", {"gain": "much"}, "option 'gain': Input should be a valid number.*found 'much'"),
+        ("plugin.py:Brightness", {"gain": 1, "mode": "max"}, "option 'mode': Input should be 'mean' or 'median'"),
+        (
+            "plugin.py:Brightness",
+            {"gain": 1, "table": "tabel.txt"},
+            "option 'table': no such file or folder: .*tabel.txt",
+        ),
+        ("jpeg_size", {"quality": 200}, "option 'quality': Input should be less than or equal to 95, found 200"),
+    ],
+)
+def test_errors_are_one_helpful_line(recipe_folder: Path, use: str, options: dict, message: str) -> None:
+    with pytest.raises(RewardError, match=message) as caught:
+        build_reward("mine", RewardEntry(use=use, options=options), recipe_folder)
+    assert "\n" not in str(caught.value)
