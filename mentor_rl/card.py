@@ -10,7 +10,6 @@ LICENSE, DATA_LICENSES.md
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from PIL import Image
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
+from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import line_chart
 from mentor_rl.report import CHARTS, SMOOTH, read_metrics
 
@@ -130,25 +130,8 @@ def _benchmarks(run: RunFolder, folder: Path) -> str:
     parts = ["## Results\n"]
     for file in files:
         shutil.copyfile(file, folder / "results" / file.name)
-        parts.append(_result_table(json.loads(file.read_text(encoding="utf-8"))))
+        parts.append(Result.read(file).markdown())
     return "\n".join(parts)
-
-
-def _result_table(result: Mapping[str, Any]) -> str:
-    """Rows of ``metrics``: {row: {column: value or [mean, low, high]}}."""
-    metrics: Mapping[str, Mapping[str, Any]] = result["metrics"]
-    columns = list(dict.fromkeys(key for row in metrics.values() for key in row))
-    head = f"| {result['benchmark']} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}\n"
-    return head + "".join(
-        f"| {name} | {' | '.join(_cell(row.get(column)) for column in columns)} |\n" for name, row in metrics.items()
-    )
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list) and len(value) == 3:
-        mean, low, high = value
-        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
-    return f"{value:.3f}" if isinstance(value, float) else str("" if value is None else value)
 
 
 def _before_after(run: RunFolder, folder: Path) -> str:

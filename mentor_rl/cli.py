@@ -45,12 +45,12 @@ def options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs, the report and the export.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="About how long GRPO trains.")] = 4.0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of GRPO.")] = 60,
 ) -> None:
     """From the shipped checkpoint to a measurably better one: GRPO, benchmark, export and report."""
     from mentor_rl.demo import run_demo
 
-    run_demo(out, minutes)
+    run_demo(out, steps)
 
 
 @app.command()

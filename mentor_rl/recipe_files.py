@@ -14,6 +14,7 @@ from mentor_rewards.contract import RewardEntry
 from pydantic import BaseModel, ValidationError
 
 from mentor_base.errors import UserError, nearest
+from mentor_base.runlog import MARKER, RunFolder
 from mentor_base.settings import InputMark
 from mentor_rl.recipe import (
     Common,
@@ -129,6 +130,7 @@ class _Reader:
             candidates.reverse()
         for candidate in candidates:
             if candidate.exists():
+                _refuse_unfinished(candidate, f"{place}: {'.'.join(map(str, keys))}")
                 return _from_here(candidate) + suffix
         tried = " nor ".join(dict.fromkeys(_from_here(candidate) for candidate in candidates))
         neither = "neither " if " nor " in tried else ""
@@ -182,6 +184,12 @@ def _put(data: dict[str, Any], keys: Keys, value: Any) -> None:
             above = ".".join(map(str, keys[: depth + 1]))
             raise UserError(f"command line: {'.'.join(map(str, keys))}: {above} is a value, not a section")
     section[keys[-1]] = copy.deepcopy(value)
+
+
+def _refuse_unfinished(path: Path, where: str) -> None:
+    """A run folder is an input only once its model is there."""
+    if (path / MARKER).exists() and not RunFolder(path).finished and not (path / "config.json").exists():
+        raise UserError(f"{where}: expected a finished run, found {path} without a model; train it to the end first")
 
 
 def _from_here(path: Path) -> str:

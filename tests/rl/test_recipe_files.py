@@ -116,6 +116,16 @@ def test_a_missing_input_names_both_places_and_the_recipe_that_makes_it(recipe: 
     assert load_recipe(recipe, ["policy=runs/first"], need_inputs=False).policy == "runs/first"  # type: ignore[union-attr]
 
 
+def test_a_run_without_a_model_is_no_input(recipe: Path) -> None:
+    Path("recipes/start/recipe.yaml").touch()
+    assert _error(recipe) == (
+        "recipes/x.yaml:3: policy: expected a finished run, found recipes/start without a model; "
+        "train it to the end first"
+    )
+    Path("recipes/start/config.json").touch()  # an export carries its recipe too
+    load_recipe(recipe)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
