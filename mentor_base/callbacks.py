@@ -43,10 +43,17 @@ def run_callbacks(run: RunFolder, guard: InterruptGuard, label: str, keep: int) 
 
 
 def quieten(trainer: Trainer) -> None:
-    """Remove the Trainer's own bar and printed dictionaries: ProgressCallback and RunLogCallback take their place."""
+    """Undo what the Trainer does unasked: its own bar, printed dictionaries, and a key in the model's config.
+
+    ProgressCallback and RunLogCallback take the place of the first two. The key, ``use_cache``, is no field of a
+    policy's config, and strict loading refuses a saved config that has it.
+    """
     for callback in (transformers.PrinterCallback, transformers.ProgressCallback):
         trainer.remove_callback(callback)
     hide_bars()
+    config = trainer.model.config
+    if not hasattr(type(config), "use_cache"):
+        vars(config).pop("use_cache", None)
 
 
 def hide_bars() -> None:

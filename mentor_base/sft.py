@@ -160,6 +160,7 @@ class StageTrainer(Trainer):
         super().__init__(**kwargs)
         self.schedule, self.validation = schedule, validation
         self.lr_scheduler: LambdaLR | None
+        self.control: TrainerControl
         self.model_accepts_loss_kwargs = False  # the loss is a mean per micro-batch: the Trainer divides it
         self.last_metrics: dict[str, float] = {}
 
