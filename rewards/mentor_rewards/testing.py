@@ -5,12 +5,13 @@
     def test_contract():
         check_reward(lambda: Sharpness(radius=2.0), sample_batch())
 
-Every check builds its own reward from the factory, and hands it batches without shared work from earlier calls.
+Every check builds its own reward from the factory and works on its own copy of the batch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import math
 import pickle
@@ -78,8 +79,9 @@ def run_checks(factory: Factory, batch: RewardBatch, tolerance: float = 1e-4) ->
     """
     if len(batch) < 3:
         raise ValueError(f"check_reward: expected a batch of at least 3 pictures, found {len(batch)}")
-    case = _Case(factory, batch, tolerance)
-    return [CheckResult(rule, _outcome(check, case)) for rule, check in RULES.items()]
+    return [
+        CheckResult(rule, _outcome(check, _Case(factory, _copied(batch), tolerance))) for rule, check in RULES.items()
+    ]
 
 
 def sample_batch(
@@ -115,6 +117,17 @@ def _drawing(rng: random.Random, size: int, ground: str, ink: str) -> Image.Imag
     left, top = rng.randint(0, size - side), rng.randint(0, size - side)
     ImageDraw.Draw(image).ellipse((left, top, left + side, top + side), fill=ink)
     return image
+
+
+def _copied(batch: RewardBatch) -> RewardBatch:
+    """A batch that a careless reward can change without spoiling the next check."""
+    return replace(
+        batch,
+        images=[image.copy() for image in batch.images],
+        references=[tuple(picture.copy() for picture in pictures) for pictures in batch.references],
+        metadata=copy.deepcopy(list(batch.metadata)),
+        shared={},
+    )
 
 
 def _outcome(check: Callable[[_Case], str | None], case: _Case) -> str | None:

@@ -26,7 +26,7 @@ def nanstd(values: torch.Tensor, dim: int | None = None, keepdim: bool = False) 
 
 
 def trl_normalize_then_sum(values: np.ndarray, weights: list[float]) -> np.ndarray:
-    """As trl 1.16 computes it, here in float64; tests/rl compares with trl itself."""
+    """As trl 1.16 computes it, here in float64, groups contiguous."""
     grouped = torch.tensor(values).view(-1, G, values.shape[1])
     z = (grouped - grouped.nanmean(dim=1, keepdim=True)) / (nanstd(grouped, dim=1, keepdim=True) + 1e-4)
     sums = (z.view(-1, values.shape[1]) * torch.tensor(weights)).nansum(dim=1)
