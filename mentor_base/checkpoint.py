@@ -23,6 +23,7 @@ not carry this fact, the caller's config does.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -108,16 +109,31 @@ def model_folder(path: str | Path) -> Path:
 
 def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
     """transformers' ``from_pretrained``, in float32 by default, with every missing or surplus tensor an error."""
+    check_config(path)
     kwargs.setdefault("dtype", torch.float32)
     wants_report = kwargs.pop("output_loading_info", False)
-    try:
-        model, report = load(path, *args, output_loading_info=True, **kwargs)
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise UserError(f"{path}: tensors of another shape than its config asks for: {_first_line(error)}") from error
+    model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    for key, found, expected in report["mismatched_keys"]:
+        raise UserError(f"{path}: '{key}': expected shape {tuple(expected)}, found {tuple(found)}")
     check_names(str(path), report["missing_keys"], report["unexpected_keys"])
     return (model, report) if wants_report else model
+
+
+def check_config(path: Any) -> None:
+    """Refuse keys of a local config.json that no field of its model type has; transformers would keep them silently."""
+    from mentor_base.config import MentorConfig, field_names
+    from mentor_base.vq import VQConfig
+
+    file = Path(str(path)) / "config.json"
+    if not file.exists():
+        return
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    for config in (MentorConfig, VQConfig):
+        if facts.get("model_type") == config.model_type:
+            known = {"model_type", *field_names(config)}
+            for key in facts:
+                if key not in known:
+                    raise UserError(f"{file}: unknown field '{key}'; {nearest(key, known)}")
 
 
 def check_names(where: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
@@ -195,7 +211,3 @@ def _check_against(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch
     for key, tensor in state.items():
         if tensor.shape != wanted[key]:
             raise UserError(f"{where}: '{key}': expected shape {tuple(wanted[key])}, found {tuple(tensor.shape)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if "mismatch" in line), str(error).splitlines()[0])

@@ -17,6 +17,8 @@ rotation table holds zeros for the prefix, so that prefix queries and keys vanis
 
 from __future__ import annotations
 
+import dataclasses
+
 from typing import Any
 
 from transformers import CLIPVisionConfig, PreTrainedConfig, T5Config
@@ -34,6 +36,11 @@ CHOICES = {
     "connector_activation": ("gelu", "silu"),
 }
 PARTS = ("vq_config", "clip_config", "t5_config")
+
+
+def field_names(config: type[PreTrainedConfig]) -> set[str]:
+    """All fields of a config class."""
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def swiglu_width(width: int, multiple: int = 256) -> int:
@@ -147,7 +154,7 @@ class MentorConfig(PreTrainedConfig):
         if name not in SIZES:
             raise UserError(f"policy.size: unknown size '{name}'; {nearest(name, SIZES)}")
         fields: dict[str, Any] = {"size": name, **SIZES[name]}
-        known = set(cls.default_config_fields())
+        known = field_names(cls)
         for key, value in options.items():
             part, _, leaf = key.partition(".")
             if part not in known:
@@ -171,7 +178,7 @@ class MentorConfig(PreTrainedConfig):
 
 def _check_part(part: str, values: dict[str, Any]) -> None:
     config = {"vq_config": VQConfig, "clip_config": CLIPVisionConfig, "t5_config": T5Config}[part]
-    known = config.default_config_fields()
+    known = field_names(config)
     for key in values:
         if key not in known and key != "model_type":
             raise UserError(f"policy.options: unknown field '{part}.{key}'; {nearest(key, known)}")

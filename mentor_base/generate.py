@@ -96,11 +96,14 @@ def draw(
 ) -> Drawn:
     """Prompts to pictures, ``batch`` images at a time; ``progress`` is called with the number just finished.
 
-    The seed is ``seed``, else ``sampling.seed``. Leaves the model in the mode (train, eval) it was in.
+    The seed is ``seed``, else ``sampling.seed``; the draws depend on neither ``batch`` nor the device. Leaves the model
+    in the mode (train, eval) it was in.
     """
     sampling = sampling or Sampling()
     device = model.device
-    generator = torch.Generator(device).manual_seed(sampling.seed if seed is None else seed)
+    generator = torch.Generator().manual_seed(sampling.seed if seed is None else seed)
+    shape = (len(prompts) * group_size, model.config.image_tokens)
+    uniforms_NL = torch.rand(shape, dtype=torch.float64, generator=generator)
     was_training = model.training
     model.eval()
     per_batch = max(1, batch // group_size)
@@ -109,7 +112,8 @@ def draw(
         inputs = processor(prompts[start : start + per_batch])
         on_device = {key: None if value is None else value.to(device) for key, value in inputs.items()}
         prefix = model(mode="encode", **on_device)
-        made = generate(model, prefix, group_size, sampling, generator)
+        rows = slice(start * group_size, (start + per_batch) * group_size)
+        made = generate(model, prefix, group_size, sampling, uniforms_NL=uniforms_NL[rows].to(device))
         tokens.append(made.tokens_NL.cpu())
         logps.append(made.logp_NL.cpu())
         images.extend(model.decode_images(made.tokens_NL))

@@ -59,6 +59,7 @@ class MentorForConditionalGeneration(PreTrainedModel):
         self.encoder = MultimodalEncoder(config, self.vq.trunk_width)
         self.decoder = Decoder(config)
         self.generation_config = GenerationConfig()
+        self.warnings_issued: dict[str, bool] = {}  # trl writes into it
         self.post_init()
         tied = self.encoder.text.all_tied_weights_keys  # transformers collects those of direct children only
         self.all_tied_weights_keys.update({f"encoder.text.{k}": f"encoder.text.{v}" for k, v in tied.items()})

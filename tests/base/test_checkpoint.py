@@ -1,0 +1,114 @@
+"""Policies on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from policies import CLIP, fixture, formula_weight, mixed_prompts, reference_config, shared_policy, small_policy
+from safetensors.torch import load_file, save_file
+
+from mentor_base.checkpoint import import_llamagen, load_policy, load_vq, save_policy, unwrap
+from mentor_base.errors import UserError
+from mentor_base.generate import draw
+from mentor_base.model import MentorForConditionalGeneration
+
+
+@pytest.mark.parametrize("options", [{}, CLIP, {"uncond": "fixed", "factorised_codebook": False}])
+def test_a_reloaded_policy_draws_the_same_tokens(tmp_path: Path, options: dict[str, object]) -> None:
+    model, processor = small_policy(**options)
+    save_policy(model, processor, tmp_path / "run" / "final")
+    loaded, other = load_policy(tmp_path / "run")  # a run folder: its final/
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.vq.parameters())
+    before, after = (draw(m, p, mixed_prompts(), 2, seed=3) for m, p in ((model, processor), (loaded, other)))
+    assert torch.equal(before.tokens_NL, after.tokens_NL)
+    assert torch.equal(before.logp_NL, after.logp_NL)
+
+
+def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
+    model, processor = shared_policy()
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        save_policy(model, processor, tmp_path / dtype, dtype=dtype)
+        sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
+    assert sizes["float16"] < 0.6 * sizes["float32"]
+    loaded, _ = load_policy(tmp_path / "float16")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert next(model.parameters()).dtype == torch.float32  # the saved model was left alone
+    for key, value in loaded.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[key], atol=1e-3, rtol=1e-3)
+    with pytest.raises(UserError, match="dtype: unknown 'float61'; did you mean 'float16'"):
+        save_policy(model, processor, tmp_path / "x", dtype="float61")
+
+
+def edited(tmp_path: Path, change: str) -> Path:
+    model, processor = shared_policy()
+    save_policy(model, processor, tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    name = "decoder.blocks.1.out.weight"
+    if change == "missing":
+        del state[name]
+    elif change == "extra":
+        state["decoder.blocks.1.out.bias"] = torch.zeros(3)
+    else:
+        state[name] = state[name][:-1].contiguous()
+    save_file(state, file, metadata={"format": "pt"})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"1 tensors are missing, the first is 'decoder\.blocks\.1\.out\.weight'"),
+        ("extra", r"1 unknown tensors, the first is 'decoder\.blocks\.1\.out\.bias'"),
+        ("shape", r"'decoder\.blocks\.1\.out\.weight': expected shape \(32, 32\), found \(31, 32\)"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_policy, MentorForConditionalGeneration.from_pretrained])
+def test_loading_is_strict(tmp_path: Path, load: object, change: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(edited(tmp_path, change))  # type: ignore[operator]
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a model folder or a finished run"):
+        load_policy(tmp_path)
+
+
+def test_tokenizers_load_frozen(tmp_path: Path) -> None:
+    vq = shared_policy()[0].vq
+    vq.save_pretrained(tmp_path)
+    loaded = load_vq(tmp_path)
+    assert not loaded.training
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert all(torch.equal(value, vq.state_dict()[key]) for key, value in loaded.state_dict().items())
+
+
+def test_a_config_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    model, processor = shared_policy()
+    save_policy(model, processor, tmp_path)
+    file = tmp_path / "config.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**facts, "image_position": "input"}), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown field 'image_position'; did you mean 'image_positions'"):
+        load_policy(tmp_path)
+
+
+def test_reference_names_are_checked() -> None:
+    facts, _ = fixture("decoder_tiny")
+    config = reference_config()
+    state = {key: formula_weight(key, shape) for key, shape in facts["keys"].items()}
+    assert unwrap({"model": state, "steps": 3}) is state
+    assert unwrap(state) is state
+    with pytest.raises(UserError, match=r"'blocks\.0\.qkv\.weight': expected shape \(384, 128\), found \(383, 128\)"):
+        import_llamagen({**state, "layers.0.attention.wqkv.weight": torch.zeros(383, 128)}, config)
+    with pytest.raises(UserError, match=r"1 tensors are missing, the first is 'norm\.weight'"):
+        import_llamagen({key: value for key, value in state.items() if key != "norm.weight"}, config)
+    with pytest.raises(UserError, match=r"1 unknown tensors, the first is 'freqs_cis'"):
+        import_llamagen({**state, "freqs_cis": torch.zeros(2)}, config)
+    with pytest.raises(UserError, match="has no 'layers.0.feed_forward.w3.weight' beside it"):
+        import_llamagen({k: v for k, v in state.items() if k != "layers.0.feed_forward.w3.weight"}, config)

@@ -1,0 +1,75 @@
+"""The distribution over codes: guidance, temperature, filters, and log-probabilities in chunks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mentor_base.guidance import policy_logits, token_logprobs
+from mentor_base.settings import Sampling
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    cond, uncond = torch.randn(2, 3, 5, 8, generator=generator)
+    head = torch.randn(11, 8, generator=generator)
+    return cond, uncond, head, torch.randint(0, 11, (3, 5), generator=generator)
+
+
+def test_mixing_hidden_states_is_mixing_logits() -> None:
+    cond, uncond, head, _ = inputs()
+    mixed = policy_logits(cond, uncond, head, Sampling(guidance_scale=3.0, temperature=0.7))
+    c, u = cond @ head.T, uncond @ head.T
+    torch.testing.assert_close(mixed, (u + 3.0 * (c - u)) / 0.7, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(policy_logits(cond, uncond, head, Sampling()), c)
+    torch.testing.assert_close(policy_logits(cond, uncond, head, Sampling(guidance_scale=0.0)), u)
+
+
+def test_guidance_without_its_other_half_is_an_error() -> None:
+    cond, _, head, _ = inputs()
+    with pytest.raises(ValueError, match="unconditional"):
+        policy_logits(cond, None, head, Sampling(guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_chunks_change_neither_numbers_nor_gradients(scale: float) -> None:
+    cond, uncond, head, tokens = inputs()
+    sampling = Sampling(guidance_scale=scale, temperature=0.7)
+
+    def numbers(chunk: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        leaves = [x.clone().requires_grad_() for x in (cond, uncond, head)]
+        out = token_logprobs(leaves[0], leaves[1], tokens, leaves[2], sampling, chunk)
+        weights = torch.arange(15.0).view(3, 5)
+        gradients = torch.autograd.grad(
+            (out.logp_NL * weights).sum(), leaves, allow_unused=True, materialize_grads=True
+        )
+        return out.logp_NL, out.entropy_NL, list(gradients)
+
+    whole, chunked = numbers(4096), numbers(4)
+    for a, b in zip([*whole[:2], *whole[2]], [*chunked[:2], *chunked[2]], strict=True):
+        torch.testing.assert_close(a, b)
+    full = policy_logits(cond, uncond, head, sampling).log_softmax(-1)
+    torch.testing.assert_close(whole[0], full.gather(-1, tokens[..., None])[..., 0])
+    torch.testing.assert_close(whole[1], -(full.exp() * full).sum(-1))
+    assert not whole[1].requires_grad
+
+
+def test_filters_keep_the_likeliest_codes() -> None:
+    hidden = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    head = torch.eye(4)
+
+    def kept(**options: float) -> list[int]:
+        logits = policy_logits(hidden, None, head, Sampling(**options))
+        return torch.isfinite(logits[0]).nonzero().flatten().tolist()
+
+    assert kept(top_k=2) == [0, 1]
+    assert kept(top_p=0.7) == [0, 1]
+    assert kept(top_p=0.71) == [0, 1, 2]
+    assert kept(top_p=0.01) == [0]
+    assert kept(top_k=99) == [0, 1, 2, 3]
+    assert kept(top_k=3, top_p=0.5) == [0, 1]
+    out = token_logprobs(hidden[None], None, torch.tensor([[0]]), head, Sampling(top_k=2))
+    assert out.logp_NL.item() == pytest.approx(math.log(4 / 7), abs=1e-6)
+    assert math.isfinite(out.entropy_NL.item())

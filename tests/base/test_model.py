@@ -1,0 +1,132 @@
+"""MentorForConditionalGeneration as trainers see it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from policies import CORPUS, mixed_prompts, picture, shared_policy, small_policy
+
+from mentor_base.build import build_policy
+from mentor_base.config import SIZES, MentorConfig
+from mentor_base.data.schema import Prompt
+from mentor_base.errors import UserError
+from mentor_base.images import to_pixels
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.settings import PolicyModel
+
+MILLIONS = {"B": 112, "L": 345, "XL": 778, "XXL": 1410, "3B": 3110, "7B": 6640}
+
+
+def test_loss_is_the_mean_negative_log_likelihood() -> None:
+    model, processor = shared_policy()
+    inputs = processor(mixed_prompts())
+    tokens = torch.randint(0, 32, (3, 16), generator=torch.Generator().manual_seed(3))
+    out = model(mode="loss", **inputs, tokens=tokens)
+    scored = model(mode="logprobs", **inputs, tokens=tokens)
+    torch.testing.assert_close(out.loss_N, -scored.logp_NL.mean(1))
+    torch.testing.assert_close(out.loss, out.loss_N.mean())
+
+
+@torch.no_grad()
+def test_target_pictures_are_tokenised() -> None:
+    model, processor = shared_policy()
+    inputs = processor(mixed_prompts())
+    pixels = to_pixels([picture(i) for i in range(3)])
+    a = model(mode="loss", **inputs, target_pixels=pixels)
+    b = model(mode="loss", **inputs, tokens=model.vq.encode(pixels))
+    assert torch.equal(a.loss_N, b.loss_N)
+    with pytest.raises(ValueError, match="either"):
+        model(mode="loss", **inputs)
+
+
+def test_dropped_conditions_say_nothing() -> None:
+    model, processor = shared_policy()
+    tokens = torch.zeros(2, 16, dtype=torch.long)
+
+    def losses(seed: int, drop: list[bool]) -> torch.Tensor:
+        prompts = [Prompt("<image> cut out the boat", (picture(seed + i),)) for i in range(2)]
+        return model(mode="loss", **processor(prompts), tokens=tokens, condition_drop=torch.tensor(drop)).loss_N
+
+    moved = (losses(0, [False, True]) - losses(10, [False, True])).abs() > 1e-4
+    assert moved.tolist() == [True, False]
+    torch.testing.assert_close(losses(0, [False, True])[0], losses(0, [False, False])[0])
+
+
+def test_the_tokenizer_stays_frozen_and_in_eval_mode() -> None:
+    model = copy.deepcopy(shared_policy()[0]).train()
+    assert model.training
+    assert not model.vq.training
+    assert not any(p.requires_grad for p in model.vq.parameters())
+
+
+def test_unknown_modes_and_wrong_groups_are_named() -> None:
+    model, processor = shared_policy()
+    with pytest.raises(ValueError, match="did you mean 'logprobs'"):
+        model(mode="logprob")
+    with pytest.raises(ValueError, match="3 prompts in groups of 2"):
+        tokens = torch.zeros(3, 16, dtype=torch.long)
+        model(mode="logprobs", **processor(mixed_prompts()), tokens=tokens, group_size=2)
+
+
+def test_what_trl_and_transformers_ask_of_a_model() -> None:
+    model, _ = shared_policy()
+    assert model.config.get_text_config() is model.config
+    assert model.get_input_embeddings().weight.shape == model.get_output_embeddings().weight.shape == (32, 32)
+    assert model.generation_config is not None
+    assert model.main_input_name == "input_ids"
+    assert model.supports_gradient_checkpointing
+    assert model.warnings_issued is not None
+    assert not model.accepts_loss_kwargs
+
+
+@pytest.mark.parametrize("size", sorted(MILLIONS))
+def test_decoders_have_the_published_sizes(size: str) -> None:
+    config = MentorConfig.of_size(size, context_length=120)
+    with torch.device("meta"):
+        decoder = MentorForConditionalGeneration(config).decoder
+    count = sum(p.numel() for p in decoder.parameters()) / 1e6
+    assert count == pytest.approx(MILLIONS[size], rel=0.01)
+    assert (config.image_tokens, config.patches) == (1024, 256)
+
+
+def test_deviations_are_off_at_full_size() -> None:
+    config = MentorConfig.of_size("XL")
+    assert (config.vision_tower, config.reference_positions, config.image_positions) == ("clip", "prefix", "input")
+    assert (config.uncond, config.factorised_codebook, config.rope_theta) == ("fixed", False, 10000.0)
+
+
+def test_tiny_has_at_most_four_million_parameters() -> None:
+    model = MentorForConditionalGeneration(MentorConfig.of_size("tiny"))
+    count = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vq."))
+    assert 2e6 < count <= 4e6
+    assert (model.config.image_tokens, model.config.patches) == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_sise": 3}, "unknown field 'hidden_sise'; did you mean 'hidden_size'"),
+        ({"t5_config.d_modell": 3}, "unknown field 't5_config.d_modell'; did you mean 'd_model'"),
+        ({"vision_tower": "dino"}, "vision_tower: expected one of clip, tokenizer, found 'dino'"),
+        ({"hidden_size": 36}, "hidden_size: expected a multiple of"),
+        ({"vocab_size": 5}, "the tokenizers decide it"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_policy(PolicyModel(options=options), shared_policy()[0].vq, CORPUS)
+
+
+def test_sizes_that_need_pretrained_weights_are_not_built_at_random() -> None:
+    assert set(SIZES) >= {"tiny", *MILLIONS}
+    with pytest.raises(UserError, match="expected one of tiny to train from scratch, found 'XL'"):
+        build_policy(PolicyModel(size="XL"), shared_policy()[0].vq, CORPUS)
+    with pytest.raises(UserError, match="unknown size 'XXML'"):
+        MentorConfig.of_size("XXML")
+
+
+def test_building_is_a_function_of_the_seed() -> None:
+    first, second = small_policy()[0].state_dict(), small_policy()[0].state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
