@@ -18,7 +18,6 @@ rotation table holds zeros for the prefix, so that prefix queries and keys vanis
 from __future__ import annotations
 
 import dataclasses
-
 from typing import Any
 
 from transformers import CLIPVisionConfig, PreTrainedConfig, T5Config

@@ -110,5 +110,5 @@ def test_reference_names_are_checked() -> None:
         import_llamagen({key: value for key, value in state.items() if key != "norm.weight"}, config)
     with pytest.raises(UserError, match=r"1 unknown tensors, the first is 'freqs_cis'"):
         import_llamagen({**state, "freqs_cis": torch.zeros(2)}, config)
-    with pytest.raises(UserError, match="has no 'layers.0.feed_forward.w3.weight' beside it"):
+    with pytest.raises(UserError, match=r"has no 'layers\.0\.feed_forward\.w3\.weight' beside it"):
         import_llamagen({k: v for k, v in state.items() if k != "layers.0.feed_forward.w3.weight"}, config)

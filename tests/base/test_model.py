@@ -65,9 +65,9 @@ def test_unknown_modes_and_wrong_groups_are_named() -> None:
     model, processor = shared_policy()
     with pytest.raises(ValueError, match="did you mean 'logprobs'"):
         model(mode="logprob")
+    inputs, tokens = processor(mixed_prompts()), torch.zeros(3, 16, dtype=torch.long)
     with pytest.raises(ValueError, match="3 prompts in groups of 2"):
-        tokens = torch.zeros(3, 16, dtype=torch.long)
-        model(mode="logprobs", **processor(mixed_prompts()), tokens=tokens, group_size=2)
+        model(mode="logprobs", **inputs, tokens=tokens, group_size=2)
 
 
 def test_what_trl_and_transformers_ask_of_a_model() -> None:
