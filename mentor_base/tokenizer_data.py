@@ -100,10 +100,11 @@ def held_out(split: Split, grounds: str, limit: int | None, data: EmojiData) -> 
 def draw_scenes(data: EmojiData, seed: int, count: int) -> torch.Tensor:
     """scenes_P3HW: bytes of targets and references of all tasks of the world, in turn."""
     world = EmojiWorld(data)
+    tasks = [task for task in world.tasks if task != "subject" or len(world.styles) > 1]
     pictures: list[Image.Image] = []
     index = 0
     while len(pictures) < count:
-        example = world.example(world.tasks[index % len(world.tasks)], "train", seed, index)
+        example = world.example(tasks[index % len(tasks)], "train", seed, index)
         pictures += [example.target, *example.images]
         index += 1
     if not pictures:

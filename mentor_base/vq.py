@@ -275,10 +275,9 @@ class VQModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.weight, -bound, bound)
-            if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
+            # With zero biases latents of different pictures start apart; else all of them choose the same few codes.
+            init.normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))
+            init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
