@@ -1,0 +1,91 @@
+"""Finished parts of a benchmark on disk: scores, and a few pictures, of one (policy, split, seed, scale)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.runlog import write_atomically
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Columns of scores, one entry per item, and the first items' pictures (squares of one size)."""
+
+    columns: dict[str, np.ndarray]
+    pictures: tuple[Image.Image, ...]
+
+
+class CellStore:
+    """A folder of cells. ``identity`` tells checkpoints apart: cells made with other weights are not found.
+
+    Args:
+        folder: None keeps nothing.
+        guard: asked by ``check_interrupt`` between two cells.
+    """
+
+    def __init__(self, folder: Path | None, identity: str = "", guard: InterruptGuard | None = None) -> None:
+        self.folder, self.identity, self.guard = folder, identity, guard
+
+    def get(self, key: Mapping[str, Any]) -> Cell | None:
+        """The finished cell of this key, or None."""
+        file = self._file(key)
+        if file is None or not file.exists():
+            return None
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        columns = {name: np.array(values, dtype=np.float64) for name, values in facts["columns"].items()}
+        return Cell(columns, _cut(file.with_suffix(".png"), facts["pictures"]))
+
+    def put(self, key: Mapping[str, Any], cell: Cell) -> None:
+        """Pictures first, scores last: a cell exists once its scores do."""
+        file = self._file(key)
+        if file is None:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if cell.pictures:
+            _strip(cell.pictures, file.with_suffix(".png"))
+        columns = {name: [float(value) for value in values] for name, values in cell.columns.items()}
+        facts = {"key": dict(key), "columns": columns, "pictures": len(cell.pictures)}
+        write_atomically(file, json.dumps(facts) + "\n")
+
+    def check_interrupt(self) -> None:
+        """
+        Raises:
+            Interrupted: when the guard was asked to stop.
+        """
+        if self.guard is not None and self.guard.requested:
+            raise Interrupted("stopped between two parts of the benchmark")
+
+    def _file(self, key: Mapping[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        text = json.dumps([self.identity, dict(sorted(key.items()))], sort_keys=True)
+        return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+
+def _strip(pictures: tuple[Image.Image, ...], file: Path) -> None:
+    side = pictures[0].width
+    strip = Image.new("RGB", (side * len(pictures), side))
+    for i, picture in enumerate(pictures):
+        strip.paste(picture, (i * side, 0))
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    strip.save(temporary, format="PNG")
+    temporary.replace(file)
+
+
+def _cut(file: Path, count: int) -> tuple[Image.Image, ...]:
+    if not count:
+        return ()
+    with Image.open(file) as strip:
+        whole = strip.convert("RGB")
+    side = whole.height
+    return tuple(whole.crop((i * side, 0, (i + 1) * side, side)) for i in range(count))

@@ -1,0 +1,433 @@
+"""EmojiBench: concept preservation (CP) and prompt following (PF) on subjects and pairs that training never showed.
+
+Items are subject-driven prompts of the emoji world (reference, label, wanted style and ground). Each policy draws every
+item with several sampling seeds; the evaluator (evaluator.py), which no reward knows, scores the pictures. As in the
+paper (MENTOR, table 1) CP·PF is the product of the means and CP/PF their ratio; the mean of the pictures' own products
+stands beside it. Intervals: 95 % bootstrap over items, seeds averaged inside.
+
+Guidance. A policy is reported at the scale of ``guidance`` with the best CP·PF on the *val* split, never on the test
+items; the sweep is kept in ``Result.details``. So before and after RL are each taken at their own best scale.
+
+Rows beside the policies, on the same items:
+    copy the reference        high CP, low PF: what a policy gets that ignores the instruction
+    text only (policy)        the first policy, asked without the picture: ignores the reference
+    random training picture   chance
+    target                    the true drawing: the ceiling of the measure
+    target, tokenizer         the same through the first policy's VQ tokenizer: the ceiling of any policy
+
+Finished cells (policy, split, seed, scale) are kept on disk, so an interrupted benchmark goes on where it stopped.
+Published DreamBench++ numbers come from another judge and other pictures: never put them in one table with these.
+
+Shapes: I items, S sampling seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mentor_rewards.contract import RewardBatch
+from mentor_rewards.shape_match import ShapeMatch
+from PIL import Image
+
+from mentor_base.data.emoji import EmojiWorld
+from mentor_base.data.schema import Example, Prompt
+from mentor_base.errors import UserError, nearest
+from mentor_base.images import contact_sheet, to_images, to_pixels
+from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.progress import ProgressBar
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import EmojiData, Sampling, Split
+from mentor_rl.evaluate import bootstrap
+from mentor_rl.evaluate.cells import Cell, CellStore
+from mentor_rl.evaluate.evaluator import Evaluator
+from mentor_rl.evaluate.result import Result, Value
+from mentor_rl.recipe import EvaluateRecipe
+
+if TYPE_CHECKING:
+    from mentor_base.model import MentorForConditionalGeneration
+    from mentor_base.processor import MentorProcessor
+
+BENCHMARK = "emojibench"
+ITEM_SEED = 4711  # decides which prompts the benchmark has
+SWEEP_SPLIT: Split = "val"
+GALLERY_ITEMS = 10
+HELD_OUT = "held out"  # all test splits together
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The scores of one row's pictures, and the first seed's pictures for the gallery."""
+
+    cp_IS: np.ndarray
+    pf_IS: np.ndarray
+    style_IS: np.ndarray
+    ground_IS: np.ndarray
+    pictures: tuple[Image.Image, ...]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cell]) -> Measured:
+        """One cell per sampling seed."""
+        columns = (np.stack([cell.columns[name] for cell in cells], axis=1) for name in ("cp", "pf", "style", "ground"))
+        return cls(*columns, pictures=cells[0].pictures)
+
+    def table(self) -> np.ndarray:
+        """Per item, seeds averaged: CP, PF, CP·PF of each picture, style, ground -> [I, 5]."""
+        columns = (self.cp_IS, self.pf_IS, self.cp_IS * self.pf_IS, self.style_IS, self.ground_IS)
+        return np.stack([bootstrap.over_seeds(column) for column in columns], axis=1)
+
+
+def bench_items(split: str, items: int, world: EmojiWorld | None = None) -> list[Example]:
+    """The benchmark's items of a split: always the same ones."""
+    world = world or EmojiWorld()
+    return [world.example("subject", split, ITEM_SEED, i) for i in range(items)]
+
+
+def bench_policy(
+    model: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    evaluator: Evaluator,
+    *,
+    split: str,
+    items: int,
+    seeds: Sequence[int] = (0, 1, 2),
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    batch: int = 64,
+    with_reference: bool = True,
+    name: str = "policy",
+    cells: CellStore | None = None,
+    progress: ProgressBar | None = None,
+) -> Measured:
+    """Draw the items of one split with every seed at one guidance scale, and score them.
+
+    Args:
+        with_reference: False asks with the text alone; CP is still taken against the reference.
+        cells: where finished (policy, split, seed, scale) cells are kept; None keeps none.
+    """
+    from mentor_base.generate import draw
+
+    examples = bench_items(split, items)
+    prompts = [example.prompt() for example in examples]
+    asked = prompts if with_reference else [Prompt(p.plain_text, (), p.subject, p.meta) for p in prompts]
+    store = cells or CellStore(None)
+    made = []
+    for seed in seeds:
+        key = {"policy": name, "split": split, "seed": seed, "scale": guidance, "items": items}
+        key |= {"temperature": temperature, "with_reference": with_reference}
+        cell = store.get(key)
+        if cell is None:
+            sampling = Sampling(temperature=temperature, guidance_scale=guidance, seed=seed)
+            images = draw(model, processor, asked, sampling=sampling, batch=batch, seed=seed).images
+            cell = _scored(evaluator, images, prompts)
+            store.put(key, cell)
+        made.append(cell)
+        if progress is not None:
+            progress.advance(items, note=f"{name} {split} guidance {guidance:g}")
+        store.check_interrupt()
+    return Measured.of(made)
+
+
+def best_guidance(sweep: Mapping[float, Measured]) -> float:
+    """The scale with the largest CP·PF (product of means); the smaller scale on a tie."""
+    return max(sorted(sweep), key=lambda scale: float(sweep[scale].cp_IS.mean() * sweep[scale].pf_IS.mean()))
+
+
+def shapes_score(
+    model: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    *,
+    split: str,
+    items: int,
+    seed: int = 0,
+    guidance: float = 1.0,
+    temperature: float = 1.0,
+    batch: int = 64,
+) -> np.ndarray:
+    """Text-to-image of coloured shapes, judged exactly (shape_match: count, colour, shape, place) -> [I] in [0, 1]."""
+    from mentor_base.generate import draw
+
+    world = EmojiWorld(EmojiData(shapes=1.0))
+    prompts = [world.example("t2i", split, ITEM_SEED, i).prompt() for i in range(items)]
+    sampling = Sampling(temperature=temperature, guidance_scale=guidance, seed=seed)
+    images = draw(model, processor, prompts, sampling=sampling, batch=batch, seed=seed).images
+    rows = RewardBatch(
+        images=images,
+        prompts=[p.plain_text for p in prompts],
+        references=[()] * items,
+        subjects=[p.subject for p in prompts],
+        group_ids=list(range(items)),
+        metadata=[p.meta for p in prompts],
+    )
+    scores = ShapeMatch().score(rows).scores
+    return np.array([np.nan if score is None else score for score in scores])
+
+
+def baseline_rows(
+    examples: Sequence[Example], evaluator: Evaluator, model: MentorForConditionalGeneration | None = None
+) -> dict[str, Measured]:
+    """Rows that need no drawing; ``target, tokenizer`` only with a model."""
+    world, prompts = EmojiWorld(), [example.prompt() for example in examples]
+    others = [world.example("subject", "train", ITEM_SEED, i).target for i in range(len(examples))]
+    pictures = {
+        "copy the reference": [example.images[0] for example in examples],
+        "random training picture": others,
+        "target": [example.target for example in examples],
+    }
+    if model is not None:
+        pictures["target, tokenizer"] = through_tokenizer(model, pictures["target"])
+    return {name: Measured.of([_scored(evaluator, images, prompts)]) for name, images in pictures.items()}
+
+
+def through_tokenizer(model: MentorForConditionalGeneration, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Encode and decode with the policy's VQ tokenizer."""
+    import torch
+
+    with torch.no_grad():
+        pixels = to_pixels(images, size=EmojiWorld.image_size).to(model.device)
+        return [image for part in pixels.split(64) for image in to_images(model.vq.decode(model.vq.encode(part)))]
+
+
+def metrics_of(table_I5: np.ndarray) -> dict[str, Value]:
+    """Estimates of one row from Measured.table: [value, low, high] each."""
+    return {
+        "CP": bootstrap.estimate(table_I5, lambda m: m[..., 0]),
+        "PF": bootstrap.estimate(table_I5, lambda m: m[..., 1]),
+        "CP·PF": bootstrap.estimate(table_I5, _product),
+        "CP·PF per picture": bootstrap.estimate(table_I5, lambda m: m[..., 2]),
+        "CP/PF": bootstrap.estimate(table_I5, lambda m: m[..., 0] / np.maximum(m[..., 1], 1e-9)),
+        "style": bootstrap.estimate(table_I5, lambda m: m[..., 3]),
+        "ground": bootstrap.estimate(table_I5, lambda m: m[..., 4]),
+    }
+
+
+def _product(means: np.ndarray) -> np.ndarray:
+    return means[..., 0] * means[..., 1]
+
+
+def compare(
+    before: Result, after: Result, before_policy: str | None = None, after_policy: str | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Paired change from one policy to another over the same items, per split and over all held-out items.
+
+    Default: the first policy of ``before`` and the last one of ``after`` (they may be the same Result).
+
+    Returns:
+        split -> {"CP", "PF", "CP·PF": [change, low, high], "CP relative", "PF relative", "CP·PF relative": the same
+        as a share of before}.
+
+    Raises:
+        UserError: an unknown policy, or results on different items.
+    """
+    names = _policy(before, before_policy, 0), _policy(after, after_policy, -1)
+    tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for split in before.details["splits"]:
+        rows = before.per_item.get(row_name(names[0], split)), after.per_item.get(row_name(names[1], split))
+        if rows[0] is None or rows[1] is None or rows[0]["item"] != rows[1]["item"]:
+            raise UserError(f"compare: '{names[0]}' and '{names[1]}' were not measured on the same items of '{split}'")
+        tables[split] = tuple(np.stack([row["CP"], row["PF"]], axis=1) for row in rows)  # type: ignore[assignment]
+    if len(tables) > 1:
+        firsts, seconds = zip(*tables.values(), strict=True)
+        tables[HELD_OUT] = np.concatenate(firsts), np.concatenate(seconds)
+    statistics = {"CP": lambda m: m[..., 0], "PF": lambda m: m[..., 1], "CP·PF": _product}
+    out: dict[str, dict[str, list[float]]] = {}
+    for split, (first, second) in tables.items():
+        out[split] = {}
+        for metric, statistic in statistics.items():
+            change, relative = bootstrap.paired_change(first, second, statistic)
+            out[split] |= {metric: change, f"{metric} relative": relative}
+    return out
+
+
+def row_name(policy: str, split: str) -> str:
+    """The key of a row in Result.metrics and Result.per_item."""
+    return f"{policy} · {split.replace('_', ' ')}"
+
+
+def _policy(result: Result, name: str | None, default: int) -> str:
+    known: list[str] = result.details.get("policies", [])
+    if not known:
+        raise UserError(f"compare: expected a result of '{BENCHMARK}' with policies, found none")
+    if name is None:
+        return known[default]
+    if name not in known:
+        raise UserError(f"compare: unknown policy '{name}'; {nearest(name, known)}")
+    return name
+
+
+def evaluate(recipe: EvaluateRecipe, run: RunFolder) -> Result:
+    """Run the benchmark of a recipe: results/emojibench.json, .md and the gallery emojibench.png in the run folder.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM; finished cells stay.
+    """
+    evaluator = Evaluator.load(recipe.evaluator)
+    with InterruptGuard() as guard:
+        bench = _Bench(recipe, run, evaluator, guard)
+        try:
+            result = bench.run()
+        except Interrupted:
+            raise Interrupted(f"{run.path}: stopped; the same command goes on from the finished parts") from None
+    result.write(run.result_path(BENCHMARK))
+    run.result_path(BENCHMARK).with_suffix(".md").write_text(result.markdown(), encoding="utf-8")
+    return result
+
+
+class _Bench:
+    """One run of ``evaluate``: the rows gathered so far."""
+
+    def __init__(self, recipe: EvaluateRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
+        self.recipe, self.folder, self.evaluator, self.guard = recipe, run, evaluator, guard
+        self.items = {split: bench_items(split, recipe.items) for split in recipe.splits}
+        self.measured: dict[str, dict[str, Measured]] = {split: {} for split in recipe.splits}
+        self.shapes: dict[str, dict[str, np.ndarray]] = {split: {} for split in recipe.splits}
+        self.scales: dict[str, float] = {}
+        self.sweeps: dict[str, dict[str, dict[str, float]]] = {}
+
+    def run(self) -> Result:
+        with ProgressBar(BENCHMARK, self._pictures()) as bar:
+            for number, (name, path) in enumerate(self.recipe.policies.items()):
+                self._policy(name, path, bar, with_baselines=self.recipe.baselines and number == 0)
+        if self.recipe.baselines and not self.recipe.policies:
+            self._baselines(None)
+        for split in self.recipe.splits:
+            self._gallery(split)
+        return self._result()
+
+    def _pictures(self) -> int:
+        """How many pictures the policies draw in all."""
+        each = self.recipe.items
+        sweep = each * len(self.recipe.guidance) if len(self.recipe.guidance) > 1 else 0
+        tests = each * len(self.recipe.splits) * (len(self.recipe.seeds) + 1)
+        only_text = each * len(self.recipe.splits) * len(self.recipe.seeds) if self.recipe.baselines else 0
+        return (sweep + tests) * len(self.recipe.policies) + (only_text if self.recipe.policies else 0)
+
+    def _policy(self, name: str, path: str, bar: ProgressBar, with_baselines: bool) -> None:
+        from mentor_base.checkpoint import load_policy
+
+        model, processor = load_policy(path)
+        judged_by = fingerprint(self.recipe.evaluator)
+        store = CellStore(self.folder.path / "results" / "cells", f"{fingerprint(path)}/{judged_by}", self.guard)
+        common: dict[str, Any] = {
+            "items": self.recipe.items,
+            "temperature": self.recipe.temperature,
+            "batch": self.recipe.batch,
+        }
+        shared: dict[str, Any] = {"name": name, "cells": store, "progress": bar, **common}
+        scale = self._scale(name, model, processor, shared)
+        for split in self.recipe.splits:
+            at = {"split": split, "seeds": self.recipe.seeds, "guidance": scale, **shared}
+            self.measured[split][name] = bench_policy(model, processor, self.evaluator, **at)
+            self.shapes[split][name] = self._shapes(model, processor, name, split, scale, store, common)
+            bar.advance(self.recipe.items, note=f"{name} {split} shapes")
+            if with_baselines:
+                blind = bench_policy(model, processor, self.evaluator, with_reference=False, **at)
+                self.measured[split][f"text only ({name})"] = blind
+        if with_baselines:
+            self._baselines(model)
+
+    def _scale(self, name: str, model: Any, processor: Any, shared: Mapping[str, Any]) -> float:
+        """The policy's best guidance scale on the val split, one sampling seed."""
+        scales = self.recipe.guidance
+        if len(scales) > 1:
+            at = {"split": SWEEP_SPLIT, "seeds": self.recipe.seeds[:1], **shared}
+            sweep = {s: bench_policy(model, processor, self.evaluator, guidance=s, **at) for s in scales}
+            self.sweeps[name] = {f"{s:g}": _point(measured) for s, measured in sweep.items()}
+            self.scales[name] = best_guidance(sweep)
+        else:
+            self.scales[name] = scales[0]
+        return self.scales[name]
+
+    def _shapes(
+        self,
+        model: Any,
+        processor: Any,
+        name: str,
+        split: str,
+        scale: float,
+        store: CellStore,
+        common: Mapping[str, Any],
+    ) -> np.ndarray:
+        key = {"policy": name, "split": split, "task": "shapes", "scale": scale, **common}
+        cell = store.get(key)
+        if cell is None:
+            scores = shapes_score(model, processor, split=split, seed=self.recipe.seeds[0], guidance=scale, **common)
+            cell = Cell({"shapes": scores}, ())
+            store.put(key, cell)
+        store.check_interrupt()
+        return cell.columns["shapes"]
+
+    def _baselines(self, model: Any) -> None:
+        for split, examples in self.items.items():
+            self.measured[split] |= baseline_rows(examples, self.evaluator, model)
+
+    def _result(self) -> Result:
+        metrics: dict[str, dict[str, Value]] = {}
+        per_item: dict[str, dict[str, list[Any]]] = {}
+        for split, rows in self.measured.items():
+            for name, measured in rows.items():
+                key, table = row_name(name, split), measured.table()
+                metrics[key] = metrics_of(table)
+                if name in self.scales:
+                    shapes = self.shapes[split][name]
+                    metrics[key]["shapes"] = bootstrap.estimate(shapes[~np.isnan(shapes), None], lambda m: m[..., 0])
+                    metrics[key]["guidance"] = self.scales[name]
+                per_item[key] = {
+                    "item": [example.meta["where"] for example in self.items[split]],
+                    **{
+                        c: table[:, i].round(5).tolist() for i, c in enumerate(("CP", "PF", "CP·PF", "style", "ground"))
+                    },
+                }
+        asked = self.recipe.items * len(self.recipe.splits)
+        return Result(
+            benchmark=BENCHMARK,
+            metrics=metrics,
+            per_item=per_item,
+            coverage={"items": asked, "scored": sum(len(items) for items in self.items.values())},
+            judge=f"{self.evaluator.name} {fingerprint(self.recipe.evaluator)}",
+            seeds=self.recipe.seeds,
+            details={
+                "policies": list(self.recipe.policies),
+                "splits": list(self.recipe.splits),
+                "guidance": self.scales,
+                "sweep": {"split": SWEEP_SPLIT, "policies": self.sweeps},
+                "temperature": self.recipe.temperature,
+            },
+        )
+
+    def _gallery(self, split: Split) -> None:
+        """One line per item: reference, true drawing, then a picture of each policy; the prompt below it."""
+        examples = self.items[split][:GALLERY_ITEMS]
+        drawn = [
+            m.pictures for name, m in self.measured[split].items() if name in self.scales or name.startswith("text")
+        ]
+        rows = [[e.images[0], e.target, *(pictures[i] for pictures in drawn)] for i, e in enumerate(examples)]
+        first = split == self.recipe.splits[0]
+        file = self.folder.result_path(BENCHMARK if first else f"{BENCHMARK}_{split}").with_suffix(".png")
+        contact_sheet(rows, [example.prompt().plain_text for example in examples]).save(file)
+
+
+def _scored(evaluator: Evaluator, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Cell:
+    scores = evaluator.score(images, prompts)
+    columns = {"cp": scores.cp_N, "pf": scores.pf_N, "style": scores.style_N, "ground": scores.ground_N}
+    return Cell(columns, tuple(images[:GALLERY_ITEMS]))
+
+
+def _point(measured: Measured) -> dict[str, float]:
+    cp, pf = float(measured.cp_IS.mean()), float(measured.pf_IS.mean())
+    return {"CP": round(cp, 5), "PF": round(pf, 5), "CP·PF": round(cp * pf, 5)}
+
+
+def fingerprint(path: str | Path) -> str:
+    """Twelve digits that change with the weights of a checkpoint (a folder, or a run folder with ``final/``)."""
+    folder = Path(path)
+    folder = folder / "final" if (folder / "final").is_dir() else folder
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()[:12]

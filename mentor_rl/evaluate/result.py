@@ -1,0 +1,120 @@
+"""What every benchmark returns: numbers with intervals, the items behind them, and who judged. Free of torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mentor_base.errors import UserError, nearest
+from mentor_base.runlog import write_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Value = float | int | str | None | list[float]  # a list is [mean, low, high]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's outcome.
+
+    Attributes:
+        benchmark: its name.
+        metrics: row -> metric -> a number, or [mean, low, high] with the 95 % interval over items.
+        per_item: row -> column -> one entry per item, e.g. {"after": {"item": [...], "CP": [...], "PF": [...]}}.
+        coverage: how many items were asked for, and how many were scored.
+        judge: what scored the pictures, with a checksum where it is a checkpoint.
+        stand_in: True where a judge stands in for the published one, so that numbers are not comparable with papers.
+        seeds: sampling seeds behind each row of a policy.
+        details: anything else worth keeping: the guidance sweep, the scale that each policy is reported at.
+    """
+
+    benchmark: str
+    metrics: dict[str, dict[str, Value]]
+    per_item: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    coverage: dict[str, float] = field(default_factory=dict)
+    judge: str = ""
+    stand_in: bool = False
+    seeds: tuple[int, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """As JSON, whole or not at all; numbers that are not finite become null."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Result:
+        """
+        Raises:
+            UserError: no such file, not JSON, an unknown or a missing key.
+        """
+        try:
+            facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{path}: expected a benchmark result, found no such file") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}: expected a benchmark result, found no valid JSON: {error}") from error
+        if not isinstance(facts, dict):
+            raise UserError(f"{path}: expected a benchmark result, found a {type(facts).__name__}")
+        known = [f.name for f in fields(cls)]
+        for key in facts:
+            if key not in known:
+                raise UserError(f"{path}: unknown key '{key}'; {nearest(key, known)}")
+        for key in ("benchmark", "metrics"):
+            if key not in facts:
+                raise UserError(f"{path}: expected the key '{key}', found {', '.join(facts) or 'none'}")
+        return cls(**{**facts, "seeds": tuple(facts.get("seeds", ()))})
+
+    def columns(self) -> list[str]:
+        """All metrics, in the order of their first appearance."""
+        return list(dict.fromkeys(name for row in self.metrics.values() for name in row))
+
+    def markdown(self) -> str:
+        """The table for a README or a card."""
+        columns = self.columns()
+        lines = [f"| {self.benchmark} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for name, row in self.metrics.items():
+            lines.append(f"| {name} | {' | '.join(cell(row.get(column)) for column in columns)} |")
+        return "\n".join(lines) + "\n"
+
+    def table(self) -> Table:
+        """The table for a terminal."""
+        from rich.table import Table
+
+        shown = Table(title=self.benchmark, caption=f"judge: {self.judge}; seeds: {', '.join(map(str, self.seeds))}")
+        shown.add_column("")
+        for column in self.columns():
+            shown.add_column(column, justify="right")
+        for name, row in self.metrics.items():
+            shown.add_row(name, *(cell(row.get(column)).replace(" [", "\n[") for column in self.columns()))
+        return shown
+
+
+def cell(value: Value) -> str:
+    """One number, with its interval where it has one."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        mean, low, high = value
+        return f"{number(mean)} [{number(low)}, {number(high)}]"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def number(value: float | None) -> str:
+    """Three decimals; a dash for what does not exist."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
