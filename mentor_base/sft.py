@@ -247,6 +247,7 @@ def training_arguments(
         max_grad_norm=optimisation.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=optimisation.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not find each other
         logging_steps=max(1, optimisation.steps // LOG_LINES),
         logging_nan_inf_filter=False,
         save_steps=checkpoints.every,
@@ -257,7 +258,6 @@ def training_arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel

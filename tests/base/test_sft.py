@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_stage import STEPS, also, save_tiny_policy, train_tiny
+from tiny_stage import STEPS, also, save_tiny_policy, train_tiny, without_dropout
 from transformers import TrainerCallback
 
 import mentor_base.sft
@@ -78,32 +78,21 @@ def test_loss_falls_per_task_and_the_run_folder_is_whole(policy: Path, tmp_path:
 def test_accumulated_gradient_is_that_of_the_large_batch(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mentor_base.sft.load_policy", lambda path: without_dropout(*load_policy(path)))
     results = []
     for micro in (8, 2):
-        watch = watched(monkeypatch)
         optimisation = Optimisation(lr=1e-3, steps=2, batch=8, micro_batch=micro, max_grad_norm=0.0, final_lr=0.25)
-        run = train_tiny(policy, tmp_path / f"micro{micro}", optimisation=optimisation)
+        with monkeypatch.context() as patch:
+            patch.setattr(mentor_base.sft, "load_policy", lambda path: without_dropout(*load_policy(path)))
+            watch = watched(patch)
+            run = train_tiny(policy, tmp_path / f"micro{micro}", optimisation=optimisation)
         training = [line for line in run.metrics() if "loss" in line]
         results.append((watch, training))
         assert [line["lr"] for line in training] == pytest.approx([1e-3, 0.25e-3])  # counted in updates, not passes
-        monkeypatch.undo()
-        monkeypatch.setattr("mentor_base.sft.load_policy", lambda path: without_dropout(*load_policy(path)))
     (large, large_log), (accumulated, accumulated_log) = results
     assert accumulated_log[0]["loss"] == pytest.approx(large_log[0]["loss"], rel=1e-6)
     scale = max(gradient.abs().max().item() for gradient in large.gradients.values())
     for name, gradient in large.gradients.items():
         assert (accumulated.gradients[name] - gradient).abs().max().item() <= 1e-6 * scale, name
-
-
-def without_dropout(model: Any, processor: Any) -> tuple[Any, Any]:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-    model.config.dropout = 0.0
-    return model, processor
 
 
 def test_freeze_plan_and_decay(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """A supervised stage that takes seconds, for the tests; also a script, for tests that kill it or run several of it.
 
-    python tiny_stage.py POLICY RUN [--kill-at STEP] [--kill-in-state STEP]
+    python tiny_stage.py POLICY RUN [--kill-at STEP] [--kill-in-state STEP] [--no-dropout]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 import mentor_base.sft
 from mentor_base.build import build_policy
-from mentor_base.checkpoint import save_policy
+from mentor_base.checkpoint import load_policy, save_policy
 from mentor_base.data.mixture import world_of
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import (
@@ -97,6 +97,17 @@ def open_run(folder: Path) -> RunFolder:
     return RunFolder.open(folder, {"seed": 5})
 
 
+def without_dropout(model: Any, processor: Any) -> tuple[Any, Any]:
+    """The same policy with every dropout off."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    model.config.dropout = 0.0
+    return model, processor
+
+
 class KillAt(TrainerCallback):
     """kill -9 of this process when a step begins."""
 
@@ -131,7 +142,10 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--kill-in-state", type=int, default=-1)
+    parser.add_argument("--no-dropout", action="store_true")
     given = parser.parse_args()
+    if given.no_dropout:
+        mentor_base.sft.load_policy = lambda path: without_dropout(*load_policy(path))
     KilledInState.step = given.kill_in_state
     mentor_base.sft.StageTrainer = KilledInState  # type: ignore[misc]
     mentor_base.sft.run_callbacks = also(KillAt(given.kill_at))
