@@ -167,7 +167,8 @@ class Reward(Protocol):
         """Bring weights to a device ("cpu", "cuda:1"); dtype is a torch dtype name. May follow an unload."""
 
     def unload(self) -> None:
-        """Free what ``load`` took."""
+        """Free what ``load`` took; harmless without it."""
+        return
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """Score N pictures. The composite hands over only samples that have what ``spec`` declares as needed."""
@@ -184,9 +185,11 @@ class AsyncReward(Protocol):
 
     def load(self, device: str, dtype: str) -> None:
         """As in Reward."""
+        return
 
     def unload(self) -> None:
         """As in Reward."""
+        return
 
     async def ascore(self, batch: RewardBatch) -> RewardOutput:
         """Score N pictures; cancelled after ``RewardEntry.timeout`` seconds."""
