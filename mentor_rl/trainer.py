@@ -41,6 +41,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset
 from mentor_rewards.aggregate import fill_missing
 from mentor_rewards.composite import Composite, CompositeScores, columns_of
@@ -124,6 +125,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
         return
     if recipe.optimisation.threads is not None:
         torch.set_num_threads(recipe.optimisation.threads)
+    quiet_libraries()
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens)
@@ -137,6 +139,12 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
             )
         policy.config, policy.generation_config = held
         finish(trainer, processor, run)
+
+
+def quiet_libraries() -> None:
+    """No loading bars, and no warnings about settings that we cannot choose: trl passes them on."""
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
 
 
 def build_trainer(
@@ -217,6 +225,7 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRP
         use_bias_correction_kl=True,  # see objective.py
         temperature=algorithm.temperature,
         disable_dropout=True,
+        use_cpu=not torch.accelerator.is_available(),  # under torchrun, accelerate starts gloo only if told
         learning_rate=optimisation.lr,
         weight_decay=optimisation.weight_decay,
         adam_beta1=optimisation.betas[0],
@@ -368,15 +377,17 @@ class MentorGRPOTrainer(GRPOTrainer):
         self._gaps: list[torch.Tensor] = []
         self._first_rollout = True
         self.clock = PhaseClock()
-        if policy.generation_config is None:
-            policy.generation_config = GenerationConfig()
+        tokens = PictureTokens()
+        # What trl and the Trainer would otherwise adapt to "the tokenizer", with a warning. train_grpo puts them back.
+        policy.config.pad_token_id, policy.config.eos_token_id = tokens.pad_token_id, tokens.eos_token_id
+        policy.generation_config = GenerationConfig(pad_token_id=tokens.pad_token_id, eos_token_id=tokens.eos_token_id)
         beta, args.beta = args.beta, 0.0  # SEAM 4: trl builds no reference of its own
         super().__init__(
             model=policy,
             reward_funcs=[self._column(name) for name in composite.trained],
             args=args,
             train_dataset=Dataset.from_dict({"prompt": [str(uid) for uid in range(rows)], "uid": list(range(rows))}),
-            processing_class=PictureTokens(),
+            processing_class=tokens,
             callbacks=[self.clock, *callbacks],
             rollout_func=self._draw,  # SEAM 1
         )

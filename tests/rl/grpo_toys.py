@@ -1,4 +1,4 @@
-"""A policy of 16 tokens, rewards that cost nothing, and GRPO recipes on them. Also a script: runs a recipe from JSON."""
+"""A policy of 16 tokens, rewards that cost nothing, GRPO recipes on them; as a script, runs a recipe from JSON."""
 
 import json
 import os
@@ -65,7 +65,6 @@ def toy_policy(folder: Path, **options: Any) -> Path:
     """Write a random policy of 16 tokens over 32 codes, whose pictures differ in brightness and colour."""
     from mentor_base.build import build_policy
     from mentor_base.checkpoint import save_policy
-
     from mentor_base.settings import PolicyModel
     from mentor_base.vq import VQConfig, VQModel
 
@@ -79,6 +78,7 @@ def toy_policy(folder: Path, **options: Any) -> Path:
                 parameter.mul_(1.6)
     small = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "t5_config.num_layers": 1, **options}
     model, processor = build_policy(PolicyModel(size="tiny", options=small), vq, CORPUS)
+    model.decoder.codebook_out.weight.data.mul_(10.0)  # far from uniform: errors in the logits have to show
     save_policy(model, processor, folder)
     return folder
 
