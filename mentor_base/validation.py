@@ -119,9 +119,11 @@ def _set_aside(policy: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards the former mode and the former state of the random numbers."""
     training = policy.training
     policy.eval()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        yield
-    policy.train(training)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        policy.train(training)
 
 
 def _place() -> tuple[int, int]:
