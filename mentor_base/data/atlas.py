@@ -98,12 +98,16 @@ class Atlas:
         key = (subject, style)
         array = self._decoded.get(key)
         if array is None:
-            offset, size = self._find(subject, style)
-            with Image.open(io.BytesIO(self._sprites[offset : offset + size])) as image:
+            with Image.open(io.BytesIO(self.stored(subject, style))) as image:
                 array = np.asarray(image.convert("RGBA"))
             array.setflags(write=False)
             self._decoded[key] = array
         return array
+
+    def stored(self, subject: str, style: str) -> bytes:
+        """The sprite as it is stored: a WebP or PNG file; equal pictures have equal files."""
+        offset, size = self._find(subject, style)
+        return self._sprites[offset : offset + size]
 
     def sprite(self, subject: str, style: str) -> Image.Image:
         """The sprite as a PIL RGBA picture of 64x64, straight alpha."""

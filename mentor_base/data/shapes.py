@@ -2,7 +2,8 @@
 
 Shapes are flat (one colour, anti-aliased edges of about one pixel), lie wholly inside the picture and keep GAP pixels
 from each other. What a picture shows and what its caption claims are the same facts (``Group``), so a reward or a test
-can check: the connected components of each colour, their number, their centres, and (up to rasterisation) their form.
+can check: the pixels of exactly a claimed colour (mixed ones are edges), as 8-connected components of 20 pixels or more
+(smaller ones are tips), are its shapes: their number, their centres, and (up to rasterisation) their form.
 
 Places are thirds of the picture: "top left" means that the centre of the shape's bounding box lies in the left and the
 upper third (POSITIONS). A relation ("left of", "above") compares bounding-box centres: they differ by at least
