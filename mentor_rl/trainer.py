@@ -27,7 +27,6 @@ import logging
 import math
 import os
 import shutil
-import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -53,9 +52,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
@@ -78,6 +74,7 @@ from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
 from mentor_base.sft import schedule
+from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
 from mentor_rl.monitor import (
     FixedPrompts,
     flat_groups,
@@ -622,77 +619,10 @@ class MentorGRPOTrainer(GRPOTrainer):
         """Nothing is reported."""
 
 
-class PhaseClock(TrainerCallback):
-    """Seconds of an optimizer step by phase; what is in no phase is "update": forward, backward, optimizer."""
-
-    def __init__(self) -> None:
-        self._phases: dict[str, float] = defaultdict(float)
-        self._began = time.perf_counter()
-        self._total = 0.0
-
-    @contextmanager
-    def phase(self, name: str | None) -> Iterator[None]:
-        """Count the seconds of the block; None: leave them to "update"."""
-        began = time.perf_counter()
-        yield
-        if name is not None:
-            self._phases[name] += time.perf_counter() - began
-
-    def metrics(self, pictures: int) -> dict[str, float]:
-        """Seconds of the last step by phase, and pictures trained on per second; starts anew."""
-        phases = {**dict.fromkeys(("rollout", "reward", "reference"), 0.0), **self._phases}
-        phases["update"] = self._total - sum(phases.values())
-        self._phases.clear()
-        rounded = {f"seconds/{name}": round(seconds, 4) for name, seconds in phases.items()}
-        return {**rounded, "pictures_per_second": round(pictures / max(self._total, 1e-9), 2)}
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._began = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._total = time.perf_counter() - self._began
-
-
-class MonitorCallback(TrainerCallback):
-    """Watches the fixed prompts before the first step, every so many steps, and after the last."""
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self.trainer: MentorGRPOTrainer | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.global_step == 0 and self.trainer is not None:
-            self.trainer.watch(0)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
-        if due and self.trainer is not None:
-            self.trainer.watch(state.global_step)
-
-
-class BetweenRollouts(InterruptCallback):
-    """Stops only where a rollout is used up: a state in its midst could not be resumed exactly."""
-
-    def __init__(self, guard: InterruptGuard, inner_iterations: int) -> None:
-        super().__init__(guard)
-        self.inner_iterations = inner_iterations
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        if state.global_step % self.inner_iterations:
-            return control
-        return super().on_step_end(args, state, control, **kwargs)
-
-
 def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
     """Train from the newest state in ``run``, or from the start."""
     state = take_up(run, trainer.is_world_process_zero())
-    trainer.callback(MonitorCallback).trainer = trainer
+    trainer.callback(MonitorCallback).watch = trainer.watch
     progress = trainer.callback(ProgressCallback)
     try:
         trainer.train(resume_from_checkpoint=str(state) if state is not None else None)

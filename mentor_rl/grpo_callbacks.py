@@ -1,0 +1,81 @@
+"""Callbacks of a GRPO run, beside those that all trainers share (mentor_base/callbacks.py). Free of trl."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mentor_base.callbacks import InterruptCallback
+from mentor_base.interrupt import InterruptGuard
+
+
+class PhaseClock(TrainerCallback):
+    """Seconds of an optimizer step by phase; what is in no phase is "update": forward, backward, optimizer."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, float] = defaultdict(float)
+        self._began = time.perf_counter()
+        self._total = 0.0
+
+    @contextmanager
+    def phase(self, name: str | None) -> Iterator[None]:
+        """Count the seconds of the block; None: leave them to "update"."""
+        began = time.perf_counter()
+        yield
+        if name is not None:
+            self._phases[name] += time.perf_counter() - began
+
+    def metrics(self, pictures: int) -> dict[str, float]:
+        """Seconds of the last step by phase, and pictures trained on per second; starts anew."""
+        phases = {**dict.fromkeys(("rollout", "reward", "reference"), 0.0), **self._phases}
+        phases["update"] = self._total - sum(phases.values())
+        self._phases.clear()
+        rounded = {f"seconds/{name}": round(seconds, 4) for name, seconds in phases.items()}
+        return {**rounded, "pictures_per_second": round(pictures / max(self._total, 1e-9), 2)}
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._total = time.perf_counter() - self._began
+
+
+class MonitorCallback(TrainerCallback):
+    """Calls ``watch(step)`` before the first step, every so many steps, and after the last."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.watch: Callable[[int], None] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0 and self.watch is not None:
+            self.watch(0)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
+        if due and self.watch is not None:
+            self.watch(state.global_step)
+
+
+class BetweenRollouts(InterruptCallback):
+    """Stops only where a rollout is used up: a state in its midst could not be resumed exactly."""
+
+    def __init__(self, guard: InterruptGuard, inner_iterations: int) -> None:
+        super().__init__(guard)
+        self.inner_iterations = inner_iterations
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        if state.global_step % self.inner_iterations:
+            return control
+        return super().on_step_end(args, state, control, **kwargs)
