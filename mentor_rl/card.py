@@ -88,7 +88,7 @@ def _purpose(recipe: Mapping[str, Any]) -> str:
     lines = [WHAT[recipe["kind"]], str(recipe.get("about") or "")]
     if start:
         lines.append(f"It started from `{start}`.")
-    return " ".join(line for line in lines if line) + "\n"
+    return "\n\n".join(line for line in lines if line) + "\n"
 
 
 def _facts(run: RunFolder, dtype: str) -> str:
