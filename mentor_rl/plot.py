@@ -65,7 +65,8 @@ def scatter_chart(title: str, points: Mapping[str, Point], x_label: str, y_label
         colour = COLOURS[i % len(COLOURS)]
         cx, cy = frame.x(x), frame.y(y)
         side, anchor = (-7, "end") if x > (frame.x0 + frame.x1) * 0.6 else (7, "start")
-        parts.append(f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour}"><title>{escape(name)}</title></circle>')
+        dot = f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour}">'
+        parts.append(f"{dot}<title>{escape(name)}</title></circle>")
         parts.append(_text(cx + side, cy + 4, name, anchor=anchor, size=10))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM - 5, x_label, anchor="end", size=10))
     parts.append(_text(LEFT + 5, TOP + 10, y_label, size=10))

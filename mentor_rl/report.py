@@ -26,8 +26,9 @@ from mentor_rl.plot import Point, line_chart, scatter_chart
 
 # Title of a chart -> which metrics belong to it; group 1 is the name in the legend. First match wins.
 CHARTS: tuple[tuple[str, str], ...] = (
-    ("Reward: mean of a step", r"rewards?/([\w.]+)/mean"),
-    ("Reward: spread within groups", r"rewards?/([\w.]+)/group_std"),
+    ("Reward: weighted sum, mean of a step", r"(reward)"),
+    ("Each reward: mean of a step", r"rewards/([\w.]+)/mean"),
+    ("Each reward: spread within groups", r"rewards/([\w.]+)/group_std"),
     ("Fixed unseen prompts: mean score", r"eval/([\w.]+)"),
     ("KL to the frozen reference, per token", r"(kl)"),
     ("Entropy, nats per token", r"(entropy)"),
@@ -35,7 +36,7 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Diversity within groups", r"(diversity)"),
     ("Gradient norm", r"(grad_norm)"),
     ("Loss", r"(loss)"),
-    ("Validation loss", r"val(?:idation)?/([\w.]+)"),
+    ("Validation loss", r"val/([\w.]+)"),
     ("Learning rate", r"(lr|learning_rate)"),
     ("Seconds a step", r"seconds/(\w+)"),
 )
