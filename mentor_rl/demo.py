@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mentor_base.errors import UserError
 from mentor_rl.commands.train import evaluate_recipe, train_recipe
+from mentor_rl.evaluate.emojibench import compare
 from mentor_rl.evaluate.result import Result
 from mentor_rl.export import export_run
 from mentor_rl.report import write_report
@@ -51,5 +52,11 @@ def run_demo(out: Path, steps: int) -> None:
 
 
 def _verdict(result: Result) -> str:
-    """One line: CP·PF before and after."""
-    return str(result.metrics)
+    """One line: the paired change of CP, PF and their product on the held-out items."""
+    split = result.details["splits"][0]
+    changes = compare(result, result, "before", "after")[split]
+    parts = []
+    for metric in ("CP", "PF", "CP·PF"):
+        change, low, high = changes[f"{metric} relative"]
+        parts.append(f"{metric} {change:+.1%} [{low:+.1%}, {high:+.1%}]")
+    return f"{split.replace('_', ' ')}: {', '.join(parts)} (95 % bootstrap over items)"
