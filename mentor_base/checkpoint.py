@@ -25,11 +25,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers.utils import logging
 
 from mentor_base.errors import UserError, nearest
 
@@ -67,9 +69,11 @@ def save_policy(
     """Write a folder that ``load_policy`` and both ``from_pretrained`` take; from float16 too they load float32."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, DTYPES)}")
-    stored = DTYPES[dtype]
-    state = {key: value.to(stored) if value.is_floating_point() else value for key, value in model.state_dict().items()}
-    model.save_pretrained(str(folder), state_dict=state)
+    state = model.state_dict()
+    copies = {value.data_ptr(): value.to(DTYPES[dtype]) for value in state.values() if value.is_floating_point()}
+    state = {key: copies.get(value.data_ptr(), value) for key, value in state.items()}  # tied tensors stay tied
+    with quiet():
+        model.save_pretrained(str(folder), state_dict=state)
     processor.save_pretrained(folder)
 
 
@@ -112,11 +116,26 @@ def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kw
     check_config(path)
     kwargs.setdefault("dtype", torch.float32)
     wants_report = kwargs.pop("output_loading_info", False)
-    model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    with quiet():
+        model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     for key, found, expected in report["mismatched_keys"]:
         raise UserError(f"{path}: '{key}': expected shape {tuple(expected)}, found {tuple(found)}")
     check_names(str(path), report["missing_keys"], report["unexpected_keys"])
     return (model, report) if wants_report else model
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and loading report: what they tell, we raise."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def check_config(path: Any) -> None:

@@ -1,7 +1,6 @@
 """MentorConfig, and the table of sizes.
 
-Deviations from MENTOR / LlamaGen, all of them options that are off at full size and on in ``tiny``
-(what each one is worth at that size: README, "What makes a small model copy"):
+Deviations from MENTOR / LlamaGen, all of them options that are off at full size and on in ``tiny``:
 
 - ``vision_tower="tokenizer"``: picture features are the frozen VQ encoder's trunk instead of CLIP's.
 - ``factorised_codebook``: token embedding and head get a part that is linear in the tokenizer's codebook; it folds

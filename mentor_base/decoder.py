@@ -320,10 +320,11 @@ class Decoder(nn.Module):
         if not self.config.factorised_codebook:
             return Tables(self.embedding.weight, self.head.weight)
         codebook = codebook_VK.to(self.embedding.weight.dtype)
-        return Tables(
-            self.embedding.weight + self.codebook_in(codebook),
-            self.head.weight + HEAD_GAIN * (codebook @ self.codebook_out.weight),
-        )
+        with torch.autocast(codebook.device.type, enabled=False):
+            return Tables(
+                self.embedding.weight + self.codebook_in(codebook),
+                self.head.weight + HEAD_GAIN * (codebook @ self.codebook_out.weight),
+            )
 
     def unconditional(self, prefix: Prefix) -> Prefix:
         """The same prompts with nothing said: the table's last T rows under the same mask and positions."""
@@ -339,8 +340,8 @@ class Decoder(nn.Module):
         """Teacher forcing -> hidden_NLD. The prefix is computed once per prompt, for its whole group."""
         (prompts, slots), (count, length) = prefix.mask_KT.shape, tokens_NL.shape
         layout = Layout(prompts, slots, group_size, length - 1, prefix.mask_KT)
-        caption_RD = self.cap_proj(prefix.features_KTC.to(self.cap_proj.fc1.weight.dtype)).flatten(0, 1)
-        inputs_RD = F.embedding(tokens_NL[:, :-1].flatten(), tables.embedding_VD).to(caption_RD.dtype)
+        caption_RD = self._caption(prefix)
+        inputs_RD = F.embedding(tokens_NL[:, :-1].flatten(), tables.embedding_VD)
         turns = torch.cat([self._prefix_turns(prefix), self._image_turns(length)[: length - 1].repeat(count, 1)])
         rows = self._blocks(torch.cat([caption_RD, inputs_RD]), turns, ScoringAttention(layout), layout)
         first = rows[:prompts].repeat_interleave(group_size, dim=0).unsqueeze(1)
@@ -350,7 +351,7 @@ class Decoder(nn.Module):
         """Read the prompts -> hidden_ND for token 0, and the cache for ``step``."""
         prompts, slots = prefix.mask_KT.shape
         layout = Layout(prompts, slots, group_size, 0, prefix.mask_KT)
-        caption_RD = self.cap_proj(prefix.features_KTC.to(self.cap_proj.fc1.weight.dtype)).flatten(0, 1)
+        caption_RD = self._caption(prefix)
         bias = torch.zeros_like(prefix.mask_KT, dtype=caption_RD.dtype).masked_fill(~prefix.mask_KT, -math.inf)
         length = self.config.image_tokens
         cache = DecoderCache(group_size, length, bias[:, None, None, :], tables, self._image_turns(length))
@@ -359,7 +360,7 @@ class Decoder(nn.Module):
 
     def step(self, tokens_N: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
         """The next token of each image -> hidden_ND that predicts the one after it. Moves the cache on."""
-        x_ND = F.embedding(tokens_N, cache.tables.embedding_VD).to(cache.own[0][0].dtype)
+        x_ND = F.embedding(tokens_N, cache.tables.embedding_VD)
         attend = StepAttention(cache)
         turn = cache.turns[cache.position]
         for block in self.blocks:
@@ -378,6 +379,11 @@ class Decoder(nn.Module):
             else:
                 rows = block(rows, turns, attend, kept)
         return self.norm(rows)
+
+    def _caption(self, prefix: Prefix) -> torch.Tensor:
+        """Prefix features as decoder rows [K * T, D], in the weights' dtype also under autocast (as the token rows)."""
+        weight = self.cap_proj.fc1.weight
+        return self.cap_proj(prefix.features_KTC.to(weight.dtype)).flatten(0, 1).to(weight.dtype)
 
     def _prefix_turns(self, prefix: Prefix) -> torch.Tensor:
         turns = rotation(prefix.positions_KT2, self.config.head_dim, self.config.rope_theta).flatten(0, 1)

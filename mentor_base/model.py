@@ -228,9 +228,10 @@ class MentorForConditionalGeneration(PreTrainedModel):
         """
         from mentor_base.checkpoint import strict_from_pretrained
 
-        model = strict_from_pretrained(super().from_pretrained, path, *args, **kwargs)
+        loaded = strict_from_pretrained(super().from_pretrained, path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_vq()
-        return model
+        return loaded
 
     def train(self, mode: bool = True) -> MentorForConditionalGeneration:
         super().train(mode)

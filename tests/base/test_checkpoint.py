@@ -35,6 +35,8 @@ def test_float16_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
         save_policy(model, processor, tmp_path / dtype, dtype=dtype)
         sizes[dtype] = (tmp_path / dtype / "model.safetensors").stat().st_size
     assert sizes["float16"] < 0.6 * sizes["float32"]
+    stored = load_file(tmp_path / "float16" / "model.safetensors")
+    assert {"encoder.text.shared.weight", "encoder.text.encoder.embed_tokens.weight"} - stored.keys()  # tied: once
     loaded, _ = load_policy(tmp_path / "float16")
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert next(model.parameters()).dtype == torch.float32  # the saved model was left alone

@@ -53,6 +53,19 @@ def test_sampler_and_teacher_forcing_agree(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampler_and_teacher_forcing_agree_under_autocast(guidance: float) -> None:
+    model, processor = shared_policy()
+    sampling = Sampling(guidance_scale=guidance)
+    with torch.autocast("cpu", torch.bfloat16):
+        inputs = processor(mixed_prompts())
+        prefix = model(mode="encode", **inputs)
+        made = generate(model, prefix, 2, sampling, torch.Generator().manual_seed(1))
+        scored = model(mode="logprobs", **inputs, tokens=made.tokens_NL, group_size=2, sampling=sampling)
+    torch.testing.assert_close(scored.logp_NL, made.logp_NL, atol=TOLERANCE[torch.bfloat16], rtol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("options", [{}, CLIP, {"reference_positions": "prefix", "image_positions": "input"}])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_prompts_numbers_do_not_depend_on_its_neighbours(guidance: float, options: dict[str, object]) -> None:

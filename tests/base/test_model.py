@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import math
+from pathlib import Path
 
 import pytest
 import torch
 from policies import CORPUS, mixed_prompts, picture, shared_policy, small_policy
 
 from mentor_base.build import build_policy
+from mentor_base.checkpoint import load_vq
 from mentor_base.config import SIZES, MentorConfig
+from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
 from mentor_base.images import to_pixels
@@ -125,6 +129,29 @@ def test_sizes_that_need_pretrained_weights_are_not_built_at_random() -> None:
         build_policy(PolicyModel(size="XL"), shared_policy()[0].vq, CORPUS)
     with pytest.raises(UserError, match="unknown size 'XXML'"):
         MentorConfig.of_size("XXML")
+
+
+@pytest.mark.slow
+def test_a_tiny_policy_overfits_sixteen_reconstructions() -> None:
+    tokenizer = Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "tokenizer"
+    world = EmojiWorld()
+    torch.manual_seed(0)
+    model, processor = build_policy(PolicyModel(), load_vq(tokenizer), world.corpus())
+    examples = [world.example("reconstruction", "train", 0, i) for i in range(16)]
+    inputs = processor(examples)
+    tokens = model.vq.encode(to_pixels([example.target for example in examples], 64))
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, betas=(0.9, 0.95))
+    for step in range(60):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (step + 1) / 30)
+        loss = model.train()(mode="loss", **inputs, tokens=tokens).loss
+        if step == 0:
+            assert loss.item() == pytest.approx(math.log(1024), abs=1.0)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+    assert loss.item() < 1.0
 
 
 def test_building_is_a_function_of_the_seed() -> None:
