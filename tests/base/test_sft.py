@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_stage import STEPS, also, save_tiny_policy, train_tiny, without_dropout
+from tiny_stage import also, save_tiny_policy, train_tiny, without_dropout
 from transformers import TrainerCallback
 
 import mentor_base.sft
@@ -19,7 +19,7 @@ from mentor_base.checkpoint import load_policy
 from mentor_base.data.schema import Example
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted
-from mentor_base.settings import Mixture, Optimisation, TrainedParts
+from mentor_base.settings import Mixture, Optimisation, TrainedParts, Validation
 from mentor_base.sft import schedule
 from mentor_base.stage_data import StageDataset
 
@@ -57,21 +57,25 @@ def watched(monkeypatch: pytest.MonkeyPatch, **kwargs: Any) -> Watch:
 
 
 def test_loss_falls_per_task_and_the_run_folder_is_whole(policy: Path, tmp_path: Path) -> None:
-    run = train_tiny(policy, tmp_path / "run")
+    long = {
+        "optimisation": Optimisation(lr=1e-2, steps=40, batch=8, threads=1),
+        "validation": Validation(every=15, examples=16, grid=1),
+    }
+    run = train_tiny(policy, tmp_path / "run", **long)
     lines = list(run.metrics())
     validations = [line for line in lines if "val/mean" in line]
-    assert [line["step"] for line in validations] == [0, 6, STEPS]
+    assert [line["step"] for line in validations] == [0, 15, 30, 40]
     for task in ("t2i", "reconstruction", "segmentation"):
         assert validations[-1][f"val/{task}"] < 0.8 * validations[0][f"val/{task}"]
-        assert run.sample_path(STEPS, task).exists()
+        assert run.sample_path(40, task).exists()
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) == STEPS
-    assert losses[-1] < 0.8 * losses[0]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert run.finished
     assert run.manifest()["metrics"]["val/mean"] == validations[-1]["val/mean"]
     load_policy(run.path)
     count = len(lines)
-    train_tiny(policy, tmp_path / "run")  # a finished run is left as it is
+    train_tiny(policy, tmp_path / "run", **long)  # a finished run is left as it is
     assert len(list(run.metrics())) == count
 
 
