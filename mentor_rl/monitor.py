@@ -82,6 +82,7 @@ class FixedPrompts:
 
     def __init__(self, prompts: Sequence[Prompt], composite: Composite, run: RunFolder) -> None:
         self.prompts, self.composite, self.run = tuple(prompts), composite, run
+        self._warned = False
 
     def record(self, rollout: Rollout, step: int) -> dict[str, float]:
         """Score the pictures drawn for the prompts, save them, and return ``eval/<reward>`` means.
@@ -89,7 +90,8 @@ class FixedPrompts:
         A reward that fails here costs its point on a curve, not the run.
         """
         scores = self.composite.score(reward_batch(rollout, step), tolerate=True)
-        if scores.failure is not None:
+        if scores.failure is not None and not self._warned:
+            self._warned = True
             logger.warning("fixed prompts at step %d: %s", step, scores.failure)
         if step == 0:
             gallery.save_prompts(self.run, self.prompts)

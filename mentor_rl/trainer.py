@@ -32,6 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 # Read when trl and huggingface_hub are imported: no reports about runs, no notes about experimental features.
@@ -44,7 +45,7 @@ import transformers
 from datasets import Dataset
 from mentor_rewards.aggregate import fill_missing
 from mentor_rewards.composite import Composite, CompositeScores, columns_of
-from mentor_rewards.contract import RewardBatch, RewardFailure
+from mentor_rewards.contract import RewardBatch, RewardError, RewardFailure
 from PIL import Image
 from tokenizers import Tokenizer, models
 from torch.optim.lr_scheduler import LambdaLR
@@ -75,6 +76,7 @@ from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
 from mentor_base.sft import schedule
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
+from mentor_rl.grpo_setup import pictures_per_process, set_trained, silence_dropout
 from mentor_rl.monitor import (
     FixedPrompts,
     flat_groups,
@@ -123,6 +125,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     if recipe.optimisation.threads is not None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
+    pictures_per_process(recipe, _processes())  # before anything is loaded
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens)
@@ -193,14 +196,9 @@ def build_trainer(
 
 
 def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRPOConfig:
-    """trl's arguments. ``group_size x prompts_per_step`` pictures an optimizer step, over all processes.
-
-    Raises:
-        UserError: numbers that do not divide, or settings that contradict each other.
-    """
+    """trl's arguments. A generation batch is the pictures of one optimizer step; ``micro_batch`` splits it."""
     algorithm, optimisation = recipe.algorithm, recipe.optimisation
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
-    local = _check_numbers(recipe, processes)
+    local = pictures_per_process(recipe, _processes())
     micro = algorithm.micro_batch or local
     args = GRPOConfig(
         output_dir=str(run.state),
@@ -242,42 +240,10 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRP
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        **{name: value for name, (value, _) in FORCED.items()},
+        **{name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__},
     )
     args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel
     return args
-
-
-def _check_numbers(recipe: GrpoRecipe, processes: int) -> int:
-    """Pictures per optimizer step and process."""
-    algorithm, optimisation = recipe.algorithm, recipe.optimisation
-    pictures = algorithm.group_size * algorithm.prompts_per_step
-    if optimisation.batch != pictures:
-        raise UserError(
-            f"optimisation.batch: expected algorithm.group_size x prompts_per_step = {pictures}, "
-            f"found {optimisation.batch}"
-        )
-    if optimisation.micro_batch is not None:
-        raise UserError("optimisation.micro_batch: expected algorithm.micro_batch in a grpo recipe")
-    micro = algorithm.micro_batch or max(1, pictures // processes)
-    if pictures % (micro * processes):
-        raise UserError(
-            f"algorithm: expected group_size x prompts_per_step to be a multiple of micro_batch x processes = "
-            f"{micro} x {processes}, found {pictures}"
-        )
-    if recipe.checkpoints.every % algorithm.inner_iterations:
-        raise UserError(
-            f"checkpoints.every: expected a multiple of algorithm.inner_iterations = {algorithm.inner_iterations}, "
-            f"found {recipe.checkpoints.every}: a state is saved between two rollouts"
-        )
-    if algorithm.aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
-        raise UserError(
-            f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
-            f"found '{algorithm.scale_rewards}'"
-        )
-    if not any(entry.role == "train" for entry in recipe.rewards.values()):
-        raise UserError("rewards: expected at least one with role 'train', found monitors only")
-    return pictures // processes
 
 
 def check_arguments(args: GRPOConfig, image_tokens: int) -> None:
@@ -287,33 +253,13 @@ def check_arguments(args: GRPOConfig, image_tokens: int) -> None:
         UserError: names the setting and the reason.
     """
     for name, (value, reason) in FORCED.items():
-        if getattr(args, name) != value:
+        if getattr(args, name, value) != value:  # an older trl lacks some
             raise UserError(f"GRPOConfig.{name}: expected {value!r}, found {getattr(args, name)!r}: {reason}")
     if args.max_completion_length != image_tokens:
         raise UserError(
             f"GRPOConfig.max_completion_length: expected the picture's {image_tokens} tokens, "
             f"found {args.max_completion_length}: dr_grpo divides by it"
         )
-
-
-def set_trained(policy: MentorForConditionalGeneration, trained: Sequence[str]) -> None:
-    """Let only the named parts collect gradients."""
-    encoder = policy.encoder
-    parts = {"decoder": policy.decoder, "connector": encoder.connector, "text_encoder": encoder.text}
-    policy.requires_grad_(False)
-    for name in trained:
-        parts[name].requires_grad_(True)
-
-
-def silence_dropout(policy: MentorForConditionalGeneration) -> None:
-    """No dropout anywhere: the policy that is optimised has to be the one that was sampled.
-
-    trl's ``disable_dropout`` reaches ``nn.Dropout`` only, not the rates that attention layers and our decoder hold.
-    """
-    policy.config.dropout = 0.0
-    for module in policy.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
 
 
 class PictureTokens(PreTrainedTokenizerFast):
@@ -505,14 +451,14 @@ class MentorGRPOTrainer(GRPOTrainer):
         with self.clock.phase("reference" if is_reference else "old" if not torch.is_grad_enabled() else None):
             for start in range(0, len(tokens_NL), size):
                 piece = slice(start, start + size)
-                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner))
+                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner, compute_entropy))
         logp_NL, entropy_NL = (torch.cat(column) for column in zip(*parts, strict=True))
         if not is_reference and (self.num_iterations == 1 or not torch.is_grad_enabled()):
             self._watch_gap(logp_NL.detach(), rows_N)
         return logp_NL, entropy_NL if compute_entropy else None, None
 
     def _logprobs(
-        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str
+        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str, entropy: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         groups = Groups.of(uids)
         order_N, inverse_N = groups.order_N.to(tokens_NL.device), groups.inverse_N.to(tokens_NL.device)
@@ -523,6 +469,7 @@ class MentorGRPOTrainer(GRPOTrainer):
                 group_size=groups.size,
                 sampling=self.sampling,
                 logprob=self.logprob,
+                entropy=entropy,
                 **self.store.condition(model, groups.uids, tokens_NL.device, owner),
             )
         return found.logp_NL[inverse_N], found.entropy_NL[inverse_N]
@@ -586,8 +533,9 @@ class MentorGRPOTrainer(GRPOTrainer):
         return {"gap/mean": (of_all[:, 0].sum() / of_all[:, 1].sum()).item(), "gap/max": of_all[:, 2].max().item()}
 
     def save_now(self) -> None:
-        """Save a state between two rollouts, outside of the usual rhythm."""
-        if self.state.global_step > 0:
+        """Save a state between two rollouts, outside of the usual rhythm, unless it is there already."""
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step > 0 and not folder.exists():
             self._save_checkpoint(self.model, trial=None)
             self.callback_handler.on_save(self.args, self.state, self.control)
 
@@ -628,8 +576,9 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
         trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
     except BaseException as error:
         progress.close(error)
-        if isinstance(error, RewardFailure):
-            trainer.save_now()
+        alone = trainer.accelerator.num_processes == 1
+        if isinstance(error, RewardFailure) or (isinstance(error, RewardError) and alone):
+            trainer.save_now()  # RewardFailure reaches all processes; what a reward raises by itself, only its own
         raise
 
 
@@ -655,6 +604,10 @@ def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolde
         metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
     )
     partial_folder.rename(run.final)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
 
 
 def _or_none(values: Sequence[float]) -> list[float | None]:

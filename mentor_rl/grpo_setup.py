@@ -1,0 +1,67 @@
+"""What a GRPO recipe settles before its first step: numbers that divide, parts that train, no dropout. Free of trl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mentor_base.errors import UserError
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_rl.recipe import GrpoRecipe
+
+
+def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
+    """Pictures per optimizer step and process: ``group_size x prompts_per_step`` over all of them.
+
+    Raises:
+        UserError: numbers that do not divide, or settings that contradict each other.
+    """
+    algorithm, optimisation = recipe.algorithm, recipe.optimisation
+    pictures = algorithm.group_size * algorithm.prompts_per_step
+    if optimisation.batch != pictures:
+        raise UserError(
+            f"optimisation.batch: expected algorithm.group_size x prompts_per_step = {pictures}, "
+            f"found {optimisation.batch}"
+        )
+    if optimisation.micro_batch is not None:
+        raise UserError("optimisation.micro_batch: expected algorithm.micro_batch in a grpo recipe")
+    micro = algorithm.micro_batch or max(1, pictures // processes)
+    if pictures % (micro * processes):
+        raise UserError(
+            f"algorithm: expected group_size x prompts_per_step to be a multiple of micro_batch x processes = "
+            f"{micro} x {processes}, found {pictures}"
+        )
+    if recipe.checkpoints.every % algorithm.inner_iterations:
+        raise UserError(
+            f"checkpoints.every: expected a multiple of algorithm.inner_iterations = {algorithm.inner_iterations}, "
+            f"found {recipe.checkpoints.every}: a state is saved between two rollouts"
+        )
+    if algorithm.aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
+        raise UserError(
+            f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
+            f"found '{algorithm.scale_rewards}'"
+        )
+    if not algorithm.trained:
+        raise UserError("algorithm.trained: expected at least one part to train, found none")
+    if not any(entry.role == "train" for entry in recipe.rewards.values()):
+        raise UserError("rewards: expected at least one with role 'train', found monitors only")
+    return pictures // processes
+
+
+def set_trained(policy: MentorForConditionalGeneration, trained: Sequence[str]) -> None:
+    """Let only the named parts collect gradients."""
+    encoder = policy.encoder
+    parts = {"decoder": policy.decoder, "connector": encoder.connector, "text_encoder": encoder.text}
+    policy.requires_grad_(False)
+    for name in trained:
+        parts[name].requires_grad_(True)
+
+
+def silence_dropout(policy: MentorForConditionalGeneration) -> None:
+    """No dropout anywhere: the policy that is optimised has to be the one that was sampled.
+
+    trl's ``disable_dropout`` reaches ``nn.Dropout`` only, not the rates that attention layers and our decoder hold.
+    """
+    policy.config.dropout = 0.0
+    for module in policy.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
