@@ -30,13 +30,13 @@ COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 class Augmentation:
     """How far a picture is changed. Angles in degrees, shifts as a share of the side, colours of the range."""
 
-    scale: tuple[float, float] = (0.7, 1.1)
-    shift: float = 0.10
-    rotation: float = 12.0
+    scale: tuple[float, float] = (0.85, 1.1)
+    shift: float = 0.05
+    rotation: float = 6.0
     flip: float = 0.5
-    gain: float = 0.10
-    ground: float = 0.06
-    damaged: float = 0.35
+    gain: float = 0.06
+    ground: float = 0.05
+    damaged: float = 0.25
     blur: float = 1.2
     smallest: int = 28
     noise: float = 0.05

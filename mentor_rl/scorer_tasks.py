@@ -10,9 +10,10 @@ Shapes: N pictures, E embedding width, S styles.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -130,13 +131,13 @@ class EvaluatorTask:
 
     def __init__(self, data: EmojiData, batch: int, augment: str, seed: int) -> None:
         how = AUGMENTATIONS[augment]
-        own_crops = Augmentation(**{**vars(how), "scale": (0.65, 1.25), "shift": 0.14, "erased": 0.25})
+        own_crops = Augmentation(**{**vars(how), "scale": (0.75, 1.2), "shift": 0.08, "erased": 0.15})
         self.pictures = Pictures(data, own_crops, seed)
         self.subjects_per_step = batch // self.views
         self.size: dict[str, Any] = {"width": 48, "depth": (1, 4), "embedding": 96}
         self.net = EvaluatorNet(styles=len(self.pictures.styles), colours=len(COLOUR_NAMES), **self.size)
         self.proxies = nn.Parameter(F.normalize(torch.randn(len(self.pictures.train.subjects), 96), dim=1))
-        self.module = nn.ParameterDict({"proxies": self.proxies})
+        self.module: nn.Module = nn.ParameterDict({"proxies": self.proxies})
         self.module.add_module("net", self.net)
 
     def shipped(self) -> nn.Module:
@@ -184,7 +185,7 @@ class EvaluatorTask:
         )
 
     def _judge(self, judge: Evaluator) -> dict[str, float]:
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, view in self.pictures.views.items():
             reading = judge.read_pixels(view.pixels_N3HW)
             embedding = torch.from_numpy(reading.embedding_NE)
@@ -201,25 +202,29 @@ class EvaluatorTask:
 
 
 class ClassifierTask:
-    """Cross-entropy over styles, or over the train subjects; a mentor_rewards ConvClassifier."""
+    """Cross-entropy over styles, or over the train subjects; a mentor_rewards ConvClassifier.
 
-    sizes: dict[str, Any]
-    label_smoothing: float
+    Args:
+        of: "style" or "subject".
+        embedding: width of the classifier's embedding.
+        views: what validation looks at.
+    """
 
-    def __init__(self, data: EmojiData, batch: int, augment: str, seed: int) -> None:
-        self.pictures, self.batch = Pictures(data, AUGMENTATIONS[augment], seed), batch
-        self.net = ConvClassifier(ClassifierConfig(labels=self.labels(), **self.sizes))
+    label_smoothing = 0.05
+
+    def __init__(
+        self, of: Literal["style", "subject"], about: str, pictures: Pictures, views: dict[str, View], batch: int
+    ) -> None:
+        bank = pictures.train
+        labels, self.labels_M, embedding = {
+            "style": (bank.styles, bank.style_M, 96),
+            "subject": (bank.subjects, bank.subject_M, 160),
+        }[of]
+        self.of, self.about, self.pictures, self.views, self.batch = of, about, pictures, views, batch
+        config = ClassifierConfig(labels=labels, width=16, multipliers=(1, 3, 6), embedding=embedding)
+        self.net = ConvClassifier(config)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module: nn.Module = self.net
-
-    def labels(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    def targets(self, bank: SpriteBank) -> np.ndarray:
-        raise NotImplementedError
-
-    def views(self) -> dict[str, View]:
-        raise NotImplementedError
 
     def shipped(self) -> nn.Module:
         return self.net
@@ -229,7 +234,7 @@ class ClassifierTask:
         rows = bank.draw_rows(rng, self.batch)
         pixels = self.pictures.picture(rows, draw_grounds(rng, len(rows)), rng)
         logits = self.net(pixels.contiguous(memory_format=torch.channels_last))
-        labels = torch.from_numpy(self.targets(bank)[rows])
+        labels = torch.from_numpy(self.labels_M[rows])
         top1 = float((logits.argmax(dim=1) == labels).float().mean())
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), {"top1": top1}
 
@@ -244,55 +249,32 @@ class ClassifierTask:
     def _judge(self, net: ConvClassifier) -> dict[str, float]:
         """Top-1 accuracy and mean probability of the true label."""
         metrics = {}
-        for name, view in self.views().items():
+        for name, view in self.views.items():
             logits = torch.cat([net(batch) for batch in view.batches()])
-            labels = view.style_N if net.config.labels == self.pictures.styles else view.subject_N
+            labels = view.style_N if self.of == "style" else view.subject_N
             chance = logits.softmax(dim=1).gather(1, labels[:, None])
             metrics[f"{name}/top1"] = round(float((logits.argmax(dim=1) == labels).float().mean()), 5)
             metrics[f"{name}/probability"] = round(float(chance.mean()), 5)
         return metrics
 
 
-class StyleTask(ClassifierTask):
-    """Which of the nine styles; judged on subjects that it never saw."""
-
+def style_task(data: EmojiData, batch: int, augment: str, seed: int) -> ClassifierTask:
+    """Which of the styles; judged on subjects that it never saw."""
     about = "Tells the drawing style of a picture, whatever it shows. Reward `style`: probability of the asked style."
-    sizes: ClassVar[dict[str, Any]] = {"width": 16, "multipliers": (1, 3, 6), "embedding": 96}
-    label_smoothing = 0.05
-
-    def labels(self) -> tuple[str, ...]:
-        return self.pictures.styles
-
-    def targets(self, bank: SpriteBank) -> np.ndarray:
-        return bank.style_M
-
-    def views(self) -> dict[str, View]:
-        return self.pictures.views
+    pictures = Pictures(data, AUGMENTATIONS[augment], seed)
+    return ClassifierTask("style", about, pictures, pictures.views, batch)
 
 
-class SubjectTask(ClassifierTask):
+def subject_task(data: EmojiData, batch: int, augment: str, seed: int) -> ClassifierTask:
     """Which of the train subjects; judged on held-out drawings (unseen pairs) of those subjects."""
-
     about = (
         "Tells which of the training subjects a picture shows, in any style. Reward `subject`: probability of the "
         "prompt's subject; it abstains on subjects that training never showed."
     )
-    sizes: ClassVar[dict[str, Any]] = {"width": 16, "multipliers": (1, 3, 6), "embedding": 160}
-    label_smoothing = 0.05
-
-    def __init__(self, data: EmojiData, batch: int, augment: str, seed: int) -> None:
-        super().__init__(data, batch, augment, seed)
-        bank = self.pictures.bank("unseen_pairs", subjects=self.pictures.train.subjects)
-        self.held_out = {"unseen_pairs": View(bank, PLAIN), "unseen_pairs_soft": View(bank, SOFT)}
-
-    def labels(self) -> tuple[str, ...]:
-        return self.pictures.train.subjects
-
-    def targets(self, bank: SpriteBank) -> np.ndarray:
-        return bank.subject_M
-
-    def views(self) -> dict[str, View]:
-        return self.held_out
+    pictures = Pictures(data, AUGMENTATIONS[augment], seed)
+    bank = pictures.bank("unseen_pairs", subjects=pictures.train.subjects)
+    views = {"unseen_pairs": View(bank, PLAIN), "unseen_pairs_soft": View(bank, SOFT)}
+    return ClassifierTask("subject", about, pictures, views, batch)
 
 
 class ClipTask:
@@ -362,7 +344,7 @@ class ClipTask:
     @torch.no_grad()
     def _judge(self) -> dict[str, float]:
         """Retrieval across styles by pictures; zero-shot style and ground by text."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         styles = [f"a thing in {self.pictures.atlas.style_names[style]} style" for style in self.pictures.styles]
         grounds = [f"a thing{background_words(name)}" for name in COLOUR_NAMES]
         tables = self._text_embedding(styles), self._text_embedding(grounds)
@@ -381,11 +363,11 @@ class ClipTask:
         return {key: round(value, 5) for key, value in metrics.items()}
 
 
-TASKS: dict[str, type[EvaluatorTask] | type[StyleTask] | type[SubjectTask] | type[ClipTask]] = {
+TASKS: dict[str, Callable[[EmojiData, int, str, int], ScorerTask]] = {
     "evaluator": EvaluatorTask,
-    "style": StyleTask,
+    "style": style_task,
     "clip": ClipTask,
-    "subject": SubjectTask,
+    "subject": subject_task,
 }
 
 

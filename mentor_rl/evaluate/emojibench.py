@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mentor_rewards.contract import RewardBatch
-from mentor_rewards.shape_match import ShapeMatch
+from mentor_rewards.composite import Composite
+from mentor_rewards.contract import RewardBatch, RewardEntry
 from PIL import Image
 
 from mentor_base.data.emoji import EmojiWorld
@@ -72,8 +72,10 @@ class Measured:
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> Measured:
         """One cell per sampling seed."""
-        columns = (np.stack([cell.columns[name] for cell in cells], axis=1) for name in ("cp", "pf", "style", "ground"))
-        return cls(*columns, pictures=cells[0].pictures)
+        cp, pf, style, ground = (
+            np.stack([cell.columns[name] for cell in cells], axis=1) for name in ("cp", "pf", "style", "ground")
+        )
+        return cls(cp, pf, style, ground, cells[0].pictures)
 
     def table(self) -> np.ndarray:
         """Per item, seeds averaged: CP, PF, CP·PF of each picture, style, ground -> [I, 5]."""
@@ -163,7 +165,8 @@ def shapes_score(
         group_ids=list(range(items)),
         metadata=[p.meta for p in prompts],
     )
-    scores = ShapeMatch().score(rows).scores
+    with Composite({"shape_match": RewardEntry()}) as judge:
+        scores = judge.score(rows).raw["shape_match"]
     return np.array([np.nan if score is None else score for score in scores])
 
 
@@ -188,7 +191,7 @@ def through_tokenizer(model: MentorForConditionalGeneration, images: Sequence[Im
     import torch
 
     with torch.no_grad():
-        pixels = to_pixels(images, size=EmojiWorld.image_size).to(model.device)
+        pixels = to_pixels(images, size=model.vq.config.image_size).to(model.device)
         return [image for part in pixels.split(64) for image in to_images(model.vq.decode(model.vq.encode(part)))]
 
 
@@ -226,10 +229,11 @@ def compare(
     names = _policy(before, before_policy, 0), _policy(after, after_policy, -1)
     tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for split in before.details["splits"]:
-        rows = before.per_item.get(row_name(names[0], split)), after.per_item.get(row_name(names[1], split))
-        if rows[0] is None or rows[1] is None or rows[0]["item"] != rows[1]["item"]:
+        first_row = before.per_item.get(row_name(names[0], split))
+        second_row = after.per_item.get(row_name(names[1], split))
+        if first_row is None or second_row is None or first_row["item"] != second_row["item"]:
             raise UserError(f"compare: '{names[0]}' and '{names[1]}' were not measured on the same items of '{split}'")
-        tables[split] = tuple(np.stack([row["CP"], row["PF"]], axis=1) for row in rows)  # type: ignore[assignment]
+        tables[split] = _cp_pf(first_row), _cp_pf(second_row)
     if len(tables) > 1:
         firsts, seconds = zip(*tables.values(), strict=True)
         tables[HELD_OUT] = np.concatenate(firsts), np.concatenate(seconds)
@@ -241,6 +245,10 @@ def compare(
             change, relative = bootstrap.paired_change(first, second, statistic)
             out[split] |= {metric: change, f"{metric} relative": relative}
     return out
+
+
+def _cp_pf(row: Mapping[str, Sequence[float]]) -> np.ndarray:
+    return np.stack([np.asarray(row["CP"]), np.asarray(row["PF"])], axis=1)
 
 
 def row_name(policy: str, split: str) -> str:
@@ -282,7 +290,7 @@ class _Bench:
 
     def __init__(self, recipe: EvaluateRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
         self.recipe, self.folder, self.evaluator, self.guard = recipe, run, evaluator, guard
-        self.items = {split: bench_items(split, recipe.items) for split in recipe.splits}
+        self.items: dict[str, list[Example]] = {split: bench_items(split, recipe.items) for split in recipe.splits}
         self.measured: dict[str, dict[str, Measured]] = {split: {} for split in recipe.splits}
         self.shapes: dict[str, dict[str, np.ndarray]] = {split: {} for split in recipe.splits}
         self.scales: dict[str, float] = {}

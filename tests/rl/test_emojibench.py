@@ -1,0 +1,213 @@
+"""EmojiBench: its arithmetic by hand-worked cases, and a whole bench that stops and goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mentor_base.data.atlas import Atlas
+from mentor_base.data.schema import Prompt
+from mentor_base.data.shapes import COLOURS
+from mentor_base.errors import UserError
+from mentor_base.interrupt import Interrupted
+from mentor_base.runlog import RunFolder
+from mentor_rl.evaluate import bootstrap, emojibench
+from mentor_rl.evaluate.cells import Cell, CellStore
+from mentor_rl.evaluate.emojibench import Measured, best_guidance, compare, evaluate, metrics_of, row_name
+from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
+from mentor_rl.evaluate.result import Result
+from mentor_rl.recipe import EvaluateRecipe
+
+
+def measured(cp: list[list[float]], pf: list[list[float]]) -> Measured:
+    cp_IS, pf_IS = np.array(cp), np.array(pf)
+    return Measured(cp_IS, pf_IS, pf_IS, pf_IS, ())
+
+
+def test_products_by_hand() -> None:
+    """Two items, two seeds: CP = .5, PF = .4; the product of means is not the mean of products."""
+    table = measured([[1.0, 0.0], [0.5, 0.5]], [[0.8, 0.0], [0.4, 0.4]]).table()
+    metrics: dict[str, Any] = metrics_of(table)
+    assert metrics["CP"][0] == pytest.approx(0.5)
+    assert metrics["PF"][0] == pytest.approx(0.4)
+    assert metrics["CP·PF"][0] == pytest.approx(0.2)
+    assert metrics["CP·PF per picture"][0] == pytest.approx((0.8 + 0.0 + 0.2 + 0.2) / 4)
+    assert metrics["CP/PF"][0] == pytest.approx(1.25)
+
+
+def test_bootstrap_knows_the_width_of_a_mean() -> None:
+    values = np.random.default_rng(0).normal(0.5, 0.1, size=(100, 1))
+    mean, low, high = bootstrap.estimate(values, lambda m: m[..., 0])
+    half = 1.96 * values.std() / math.sqrt(100)
+    assert mean == pytest.approx(values.mean())
+    assert high - low == pytest.approx(2 * half, rel=0.1)
+    assert bootstrap.estimate(values, lambda m: m[..., 0]) == [mean, low, high]
+    constant = bootstrap.estimate(np.full((5, 1), 0.25), lambda m: m[..., 0])
+    assert constant == pytest.approx([0.25, 0.25, 0.25])
+
+
+def test_paired_change_is_sharper_than_its_parts() -> None:
+    """Every item gains .1 of a widely spread score: the change is certain though the scores are not."""
+    before = np.linspace(0.1, 0.9, 40)[:, None]
+    change, relative = bootstrap.paired_change(before, before + 0.1, lambda m: m[..., 0])
+    assert change == pytest.approx([0.1, 0.1, 0.1])
+    assert relative[0] == pytest.approx(0.1 / 0.5)
+
+
+def test_prompt_following_is_a_geometric_mean_of_what_was_asked() -> None:
+    nan = float("nan")
+    style, ground = np.array([0.25, 0.0, 0.81, nan, nan]), np.array([1.0, 1.0, nan, 0.5, nan])
+    assert following(style, ground) == pytest.approx([0.5, 0.0, 0.81, 0.5, 1.0], abs=1e-5)
+
+
+def test_calibration_maps_unrelated_to_0_and_same_to_1() -> None:
+    calibration = Calibration(unrelated=0.2, same=0.7)
+    assert calibration.concept(np.array([0.0, 0.2, 0.45, 0.7, 1.0])) == pytest.approx([0, 0, 0.5, 1, 1])
+
+
+def test_temperature_of_overconfident_logits() -> None:
+    """Right three times out of four: the best confidence is 3/4, that is a logit of log 3."""
+    logits = np.array([[4.0, 0.0]] * 4)
+    temperature = fit_temperature(logits, np.array([0, 0, 0, 1]))
+    assert 4.0 / temperature == pytest.approx(math.log(3.0), rel=0.02)
+
+
+def test_best_guidance_needs_both() -> None:
+    sweep = {
+        3.0: measured([[0.9]], [[0.2]]),
+        1.5: measured([[0.6]], [[0.5]]),
+        1.0: measured([[0.5]], [[0.6]]),
+    }
+    assert best_guidance(sweep) == 1.0
+
+
+def test_compare_pairs_items_and_pools_splits() -> None:
+    def result(shift: float, items: list[str]) -> Result:
+        rows = {
+            row_name("p", split): {"item": items, "CP": [0.2 + shift, 0.4 + shift], "PF": [0.5, 0.5]}
+            for split in ("unseen_subjects", "unseen_pairs")
+        }
+        return Result(
+            "emojibench", {}, rows, details={"policies": ["p"], "splits": ["unseen_subjects", "unseen_pairs"]}
+        )
+
+    change = compare(result(0.0, ["a", "b"]), result(0.06, ["a", "b"]))
+    assert set(change) == {"unseen_subjects", "unseen_pairs", "held out"}
+    assert change["held out"]["CP·PF"] == pytest.approx([0.03, 0.03, 0.03])
+    assert change["held out"]["CP·PF relative"][0] == pytest.approx(0.2)
+    with pytest.raises(UserError, match="same items"):
+        compare(result(0.0, ["a", "b"]), result(0.0, ["a", "c"]))
+    with pytest.raises(UserError, match="did you mean 'p'"):
+        compare(result(0.0, ["a"]), result(0.0, ["a"]), before_policy="pp")
+
+
+def test_result_survives_the_disk_and_refuses_strangers(tmp_path: Path) -> None:
+    result = Result("emojibench", {"a": {"CP": [0.5, 0.4, 0.6], "guidance": 1.5, "x": float("nan")}}, seeds=(0, 1))
+    result.write(tmp_path / "r.json")
+    again = Result.read(tmp_path / "r.json")
+    assert again.metrics == {"a": {"CP": [0.5, 0.4, 0.6], "guidance": 1.5, "x": None}}
+    assert again.seeds == (0, 1)
+    assert "| a | 0.500 [0.400, 0.600] | 1.500 |" in again.markdown()
+    assert again.table().row_count == 1
+    (tmp_path / "bad.json").write_text(json.dumps({"benchmark": "x", "metrics": {}, "sedes": []}))
+    with pytest.raises(UserError, match="did you mean 'seeds'"):
+        Result.read(tmp_path / "bad.json")
+
+
+def test_cells_are_found_by_key_and_weights_only(tmp_path: Path) -> None:
+    cell = Cell({"cp": np.array([0.25, 1.0])}, (Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")))
+    CellStore(tmp_path, "weights 1").put({"seed": 0}, cell)
+    found = CellStore(tmp_path, "weights 1").get({"seed": 0})
+    assert found is not None
+    assert found.columns["cp"].tolist() == [0.25, 1.0]
+    assert [p.getpixel((3, 3)) for p in found.pictures] == [(255, 0, 0), (0, 0, 255)]
+    assert CellStore(tmp_path, "weights 1").get({"seed": 1}) is None
+    assert CellStore(tmp_path, "weights 2").get({"seed": 0}) is None
+
+
+@pytest.fixture(scope="module")
+def untrained_evaluator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    styles = Atlas.load().styles
+    size: dict[str, Any] = {"width": 8, "depth": (1, 1), "embedding": 16}
+    judge = Evaluator(EvaluatorNet(styles=len(styles), colours=len(COLOURS), **size), styles, tuple(COLOURS), size=size)
+    folder = tmp_path_factory.mktemp("judge") / "evaluator"
+    judge.save(folder, torch.float32)
+    return folder
+
+
+def test_evaluator_files_are_strict(untrained_evaluator: Path, tmp_path: Path) -> None:
+    judge = Evaluator.load(untrained_evaluator)
+    sprite = Atlas.load().sprite("1f98a", "noto")
+    assert judge.concept([sprite], [sprite]) == pytest.approx([1.0], abs=1e-5)
+    with pytest.raises(UserError, match="did you mean 'noto'"):
+        judge.score([sprite], [Prompt("a fox <image>", (sprite,), "fox", {"style": "notto"})])
+    with pytest.raises(UserError, match="reference"):
+        judge.score([sprite], [Prompt("a fox", (), "fox", {"style": "noto"})])
+    with pytest.raises(UserError, match="found no config"):
+        Evaluator.load(tmp_path)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model.safetensors").write_bytes((untrained_evaluator / "model.safetensors").read_bytes())
+    text = (untrained_evaluator / "config.json").read_text(encoding="utf-8")
+    (broken / "config.json").write_text(text.replace('"width": 8', '"width": 16'))
+    with pytest.raises(UserError, match="expected shape"):
+        Evaluator.load(broken)
+
+
+def test_a_bench_stops_between_cells_and_goes_on(
+    untrained_evaluator: Path, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the first test split: a second call draws only what is missing, and ends as an unbroken one."""
+    recipe = EvaluateRecipe(
+        kind="evaluate",
+        run=str(tmp_path / "run"),
+        benchmark="emojibench",
+        policies={"before": str(random_policy), "after": str(random_policy)},
+        evaluator=str(untrained_evaluator),
+        splits=("unseen_subjects",),
+        items=3,
+        seeds=(0, 1),
+        guidance=(1.0, 2.0),
+    )
+    from mentor_base import generate
+
+    draw, drawn = generate.draw, []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(kwargs["seed"])
+        return draw(*args, **kwargs)
+
+    monkeypatch.setattr(generate, "draw", counting)
+    run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
+
+    def stop(store: CellStore) -> None:
+        if len(drawn) == 3:
+            raise Interrupted("now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CellStore, "check_interrupt", stop)
+        with pytest.raises(Interrupted, match="goes on"):
+            evaluate(recipe, run)
+    before_resume = len(drawn)
+    result = evaluate(recipe, run)
+    # Per policy: two scales on val, two seeds, shapes; the text-only row has two seeds.
+    assert before_resume == 3
+    assert len(drawn) == 2 * (2 + 2 + 1) + 2
+    rows = ("before", "after", "text only (before)", "copy the reference", "random training picture", "target")
+    assert set(result.metrics) == {row_name(name, "unseen_subjects") for name in (*rows, "target, tokenizer")}
+    assert result.metrics[row_name("copy the reference", "unseen_subjects")]["CP"] == pytest.approx([1, 1, 1], abs=1e-5)
+    assert Result.read(run.result_path("emojibench")).per_item == result.per_item
+    assert run.result_path("emojibench").with_suffix(".png").exists()
+    assert set(result.details["sweep"]["policies"]["after"]) == {"1", "2"}
+    # The two policies are the same checkpoint: nothing changed, for certain.
+    assert compare(result, result)["unseen_subjects"]["CP·PF"] == [0.0, 0.0, 0.0]
+    first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
+    assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
