@@ -121,7 +121,16 @@ class Calibration:
     colour_temperature: float = 1.0
 
     def concept(self, cosine_N: np.ndarray) -> np.ndarray:
-        """Cosines -> CP in [0, 1]."""
+        """Cosines -> CP in [0, 1].
+
+        Raises:
+            UserError: for an evaluator that does not tell subjects apart.
+        """
+        if self.same <= self.unrelated:
+            raise UserError(
+                f"evaluator: expected one subject in two styles to be nearer than two subjects, found cosines "
+                f"{self.same:.3f} and {self.unrelated:.3f}; train it longer"
+            )
         return np.clip((cosine_N - self.unrelated) / (self.same - self.unrelated), 0.0, 1.0)
 
 

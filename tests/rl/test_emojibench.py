@@ -211,3 +211,8 @@ def test_a_bench_stops_between_cells_and_goes_on(
     assert compare(result, result)["unseen_subjects"]["CP·PF"] == [0.0, 0.0, 0.0]
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
+
+
+def test_an_evaluator_that_cannot_tell_subjects_refuses() -> None:
+    with pytest.raises(UserError, match="train it longer"):
+        Calibration(unrelated=0.9, same=0.8).concept(np.array([0.5]))
