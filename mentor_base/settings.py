@@ -28,13 +28,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Optimisation(Section):
+class AdamW(Section):
     """AdamW with warm-up and cosine, both counted in optimizer steps."""
 
     lr: Positive
     steps: int = Field(gt=0, description="optimizer steps of the whole run")
-    batch: int = Field(gt=0, description="examples per optimizer step, over all processes")
-    micro_batch: int | None = Field(None, gt=0, description="examples per forward pass and process; default: batch")
     warmup: Probability = Field(0.05, description="share of the steps with rising learning rate")
     final_lr: Probability = Field(0.03, description="learning rate at the end, as a share of lr")
     weight_decay: float = Field(0.05, ge=0.0, description="on matrices only")
@@ -42,6 +40,13 @@ class Optimisation(Section):
     max_grad_norm: float = Field(1.0, ge=0.0)
     precision: Literal["float32", "bf16"] = "float32"
     threads: int | None = Field(None, gt=0, description="torch CPU threads; default: torch's own choice")
+
+
+class Optimisation(AdamW):
+    """AdamW over batches of examples."""
+
+    batch: int = Field(gt=0, description="examples per optimizer step, over all processes")
+    micro_batch: int | None = Field(None, gt=0, description="examples per forward pass and process; default: batch")
 
 
 class Sampling(Section):

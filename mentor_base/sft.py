@@ -45,7 +45,7 @@ from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
-from mentor_base.settings import Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
+from mentor_base.settings import AdamW, Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
 from mentor_base.stage_data import Collator, StageDataset
 from mentor_base.validation import StageValidation
 
@@ -140,7 +140,7 @@ def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedPart
     policy.decoder.requires_grad_(train.decoder)
 
 
-def schedule(optimisation: Optimisation, step: int) -> float:
+def schedule(optimisation: AdamW, step: int) -> float:
     """Learning rate of optimizer step ``step`` (from 0) as a share of ``optimisation.lr``.
 
     Rises in equal parts over the warm-up, whose first step is not zero; then half a cosine down to ``final_lr``,

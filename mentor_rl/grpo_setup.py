@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_rl.recipe import GrpoRecipe
@@ -15,15 +13,8 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
     Raises:
         UserError: numbers that do not divide, or settings that contradict each other.
     """
-    algorithm, optimisation = recipe.algorithm, recipe.optimisation
+    algorithm = recipe.algorithm
     pictures = algorithm.group_size * algorithm.prompts_per_step
-    if optimisation.batch != pictures:
-        raise UserError(
-            f"optimisation.batch: expected algorithm.group_size x prompts_per_step = {pictures}, "
-            f"found {optimisation.batch}"
-        )
-    if optimisation.micro_batch is not None:
-        raise UserError("optimisation.micro_batch: expected algorithm.micro_batch in a grpo recipe")
     micro = algorithm.micro_batch or max(1, pictures // processes)
     if pictures % (micro * processes):
         raise UserError(
@@ -40,20 +31,11 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
             f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
             f"found '{algorithm.scale_rewards}'"
         )
-    if not algorithm.trained:
-        raise UserError("algorithm.trained: expected at least one part to train, found none")
+    if not any(recipe.train.model_dump().values()):
+        raise UserError("train: expected at least one part to train, found none")
     if not any(entry.role == "train" for entry in recipe.rewards.values()):
         raise UserError("rewards: expected at least one with role 'train', found monitors only")
     return pictures // processes
-
-
-def set_trained(policy: MentorForConditionalGeneration, trained: Sequence[str]) -> None:
-    """Let only the named parts collect gradients."""
-    encoder = policy.encoder
-    parts = {"decoder": policy.decoder, "connector": encoder.connector, "text_encoder": encoder.text}
-    policy.requires_grad_(False)
-    for name in trained:
-        parts[name].requires_grad_(True)
 
 
 def silence_dropout(policy: MentorForConditionalGeneration) -> None:

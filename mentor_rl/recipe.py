@@ -17,6 +17,7 @@ from mentor_rewards.contract import RewardEntry
 from pydantic import Field, model_validator
 
 from mentor_base.settings import (
+    AdamW,
     Checkpoints,
     Data,
     EmojiData,
@@ -31,6 +32,7 @@ from mentor_base.settings import (
     Task,
     TokenizerLosses,
     TokenizerModel,
+    TrainedParts,
     Validation,
 )
 
@@ -118,7 +120,6 @@ class GrpoAlgorithm(Section):
     scale_rewards: Literal["group", "batch", "none"] = "group"
     temperature: Positive = 1.0
     guidance: Guidance = Guidance()
-    trained: tuple[Literal["decoder", "connector", "text_encoder"], ...] = ("decoder",)
     micro_batch: int | None = Field(None, gt=0, description="pictures per update pass and process")
 
 
@@ -136,8 +137,9 @@ class GrpoRecipe(Common):
     kind: Literal["grpo"]
     policy: InputPath = Field(description="checkpoint or run folder; the frozen reference is a second copy")
     prompts: Prompts
+    train: TrainedParts = Field(default=TrainedParts(connector=False), description="default: the decoder alone")
     algorithm: GrpoAlgorithm
-    optimisation: Optimisation
+    optimisation: AdamW
     rewards: dict[str, RewardEntry] = Field(min_length=1)
     failure_rate: Probability = Field(0.25, description="share of missing scores of one reward that stops the run")
     monitoring: Monitoring = Monitoring()

@@ -74,9 +74,9 @@ from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
-from mentor_base.sft import schedule
+from mentor_base.sft import schedule, set_trained_parts
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
-from mentor_rl.grpo_setup import pictures_per_process, set_trained, silence_dropout
+from mentor_rl.grpo_setup import pictures_per_process, silence_dropout
 from mentor_rl.monitor import (
     FixedPrompts,
     flat_groups,
@@ -158,9 +158,9 @@ def build_trainer(
 ) -> MentorGRPOTrainer:
     """The trainer of a recipe, ready to train."""
     algorithm, monitoring = recipe.algorithm, recipe.monitoring
-    set_trained(policy, algorithm.trained)
+    set_trained_parts(policy, recipe.train)
     silence_dropout(policy)
-    frozen_encoder = set(algorithm.trained) == {"decoder"}
+    frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
     reference = load_policy(recipe.policy)[0] if algorithm.beta > 0 else None
     world = world_of(recipe.prompts.data)
     rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)

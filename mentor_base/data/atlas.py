@@ -124,9 +124,7 @@ class Atlas:
             sorted(
                 (subject, style)
                 for subject, style in self._where
-                if style in wanted
-                and self.subjects[subject].split == split
-                and (subject, style) not in self.held_out
+                if style in wanted and self.subjects[subject].split == split and (subject, style) not in self.held_out
             )
         )
 

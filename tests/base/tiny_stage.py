@@ -1,6 +1,6 @@
 """A supervised stage that takes seconds, for the tests; also a script, for tests that kill it or run several of it.
 
-    python tiny_stage.py POLICY RUN [--kill-at STEP] [--kill-in-state STEP] [--no-dropout]
+python tiny_stage.py POLICY RUN [--kill-at STEP] [--kill-in-state STEP] [--no-dropout]
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ def test_two_processes_make_the_first_step_of_one(tmp_path) -> None:
     policy = toy_policy(tmp_path / "policy")
     changes = {
         "algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2},
-        "optimisation": {"batch": 12},
         "rewards": {
             "brightness": {"use": f"{HERE}:Brightness"},
             "redness": {"use": f"{HERE}:Redness", "options": {"every": 5}},
