@@ -218,10 +218,10 @@ class ClassifierTask:
         bank = pictures.train
         labels, self.labels_M, embedding = {
             "style": (bank.styles, bank.style_M, 96),
-            "subject": (bank.subjects, bank.subject_M, 160),
+            "subject": (bank.subjects, bank.subject_M, 192),
         }[of]
         self.of, self.about, self.pictures, self.views, self.batch = of, about, pictures, views, batch
-        config = ClassifierConfig(labels=labels, width=16, multipliers=(1, 3, 6), embedding=embedding)
+        config = ClassifierConfig(labels, width=24, multipliers=(1, 2, 4), embedding=embedding, normalisation="batch")
         self.net = ConvClassifier(config)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module: nn.Module = self.net
