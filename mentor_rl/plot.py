@@ -12,8 +12,8 @@ from html import escape
 
 Point = tuple[float, float]
 COLOURS = ("#3366cc", "#d9632b", "#2f9e5f", "#8a4fbf", "#c2405f", "#1f8f9f", "#8c6d31", "#666f7a")
-WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 30, 26
+WIDTH, HEIGHT = 420, 232
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 42, 26
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def scatter_chart(title: str, points: Mapping[str, Point], x_label: str, y_label
         parts.append(_text(cx + side, cy + 4, name, anchor=anchor, size=10))
     parts.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM - 5, x_label, anchor="end", size=10))
     parts.append(_text(LEFT + 5, TOP + 10, y_label, size=10))
-    parts.append(_text(LEFT, 16, title, size=13, weight=600))
+    parts.append(_text(LEFT, 15, title, size=13, weight=600))
     return _svg(parts)
 
 
@@ -119,14 +119,16 @@ def _exponential_mean(points: Sequence[Point], keep: float) -> list[Point]:
 
 
 def _title_and_legend(title: str, names: Sequence[str]) -> str:
-    parts = [_text(LEFT, 16, title, size=13, weight=600)]
-    if len(names) > 1:
-        x = float(WIDTH - RIGHT)
-        for i, name in reversed(list(enumerate(names))):
-            x -= 6.2 * len(name)
-            parts.append(_text(x, 16, name, size=10))
-            parts.append(f'<circle cx="{x - 7:.1f}" cy="12.5" r="3.5" fill="{COLOURS[i % len(COLOURS)]}"/>')
-            x -= 20
+    """The title, and below it a dot and a name per line of the chart, as many as fit; one line needs none."""
+    parts = [_text(LEFT, 15, title, size=13, weight=600)]
+    x = float(LEFT)
+    for i, name in enumerate(names if len(names) > 1 else ()):
+        width = 18 + 5.6 * len(name)
+        if x + width > WIDTH:
+            break
+        parts.append(f'<circle cx="{x + 4:.1f}" cy="27.5" r="3.5" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(_text(x + 11, 31, name, size=10))
+        x += width
     return "".join(parts)
 
 

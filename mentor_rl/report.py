@@ -32,7 +32,7 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Fixed unseen prompts: mean score", r"eval/([\w.]+)"),
     ("KL to the frozen reference, per token", r"(kl)"),
     ("Entropy, nats per token", r"(entropy)"),
-    ("Sampler's log-prob against the recomputed one", r"gap/(mean|max)"),
+    ("Gap: sampler's and recomputed log-prob", r"gap/(mean|max)"),
     ("Diversity within groups", r"(diversity)"),
     ("Gradient norm", r"(grad_norm)"),
     ("Loss", r"(loss)"),
@@ -111,7 +111,7 @@ def _charts(metrics: Metrics) -> str:
             if match and key not in placed and len(points) > 1:
                 series[match.group(1)] = points
                 placed.add(key)
-        chart = line_chart(title, series, smooth=0.0 if title.startswith(("Fixed", "Validation")) else SMOOTH)
+        chart = line_chart(title, series, smooth=0.0 if title.startswith(("Fixed", "Validation", "Learning")) else SMOOTH)
         if chart:
             charts.append(f"<figure>{chart}</figure>")
     return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
