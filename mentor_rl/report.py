@@ -41,6 +41,7 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Seconds a step", r"seconds/(\w+)"),
 )
 SMOOTH = 0.85
+EXACT = ("Fixed", "Validation", "Learning")  # charts whose points are no noisy samples
 
 Metrics = dict[str, list[Point]]
 
@@ -111,7 +112,7 @@ def _charts(metrics: Metrics) -> str:
             if match and key not in placed and len(points) > 1:
                 series[match.group(1)] = points
                 placed.add(key)
-        chart = line_chart(title, series, smooth=0.0 if title.startswith(("Fixed", "Validation", "Learning")) else SMOOTH)
+        chart = line_chart(title, series, smooth=0.0 if title.startswith(EXACT) else SMOOTH)
         if chart:
             charts.append(f"<figure>{chart}</figure>")
     return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
