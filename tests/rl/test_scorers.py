@@ -107,6 +107,7 @@ def test_a_style_scorer_learns_and_loads_as_a_reward(tmp_path: Path) -> None:
     assert f"{run.manifest()['final_metrics']['unseen/top1']:.4f}" in card
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between two states: the steps after the last state are done again, and end in the same weights."""
     whole = train(tmp_path / "whole", "evaluator", steps=4, batch=12, every=2, data=THREE_STYLES)
