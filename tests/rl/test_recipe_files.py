@@ -27,7 +27,7 @@ prompts:
 algorithm:
   group_size: 4
   beta: 0.02
-optimisation: {lr: 1e-4, steps: 10, batch: 8}
+optimisation: {lr: 1e-4, steps: 10}
 rewards:
   jpeg_size: {role: monitor}
   style:
