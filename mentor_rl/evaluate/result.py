@@ -83,15 +83,16 @@ class Result:
         return "\n".join(lines) + "\n"
 
     def table(self) -> Table:
-        """The table for a terminal."""
+        """The table for a terminal: values alone, so that it fits; the intervals are in the JSON and the Markdown."""
         from rich.table import Table
 
-        shown = Table(title=self.benchmark, caption=f"judge: {self.judge}; seeds: {', '.join(map(str, self.seeds))}")
-        shown.add_column("")
+        caption = f"judge: {self.judge}; seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"
+        shown = Table(title=self.benchmark, caption=caption, box=None, padding=(0, 1, 0, 0), header_style="bold")
+        shown.add_column("", max_width=24)
         for column in self.columns():
             shown.add_column(column, justify="right")
         for name, row in self.metrics.items():
-            shown.add_row(name, *(cell(row.get(column)).replace(" [", "\n[") for column in self.columns()))
+            shown.add_row(name, *(cell(row.get(column)).split(" [")[0] for column in self.columns()))
         return shown
 
 
