@@ -69,6 +69,7 @@ def save_policy(
     """Write a folder that ``load_policy`` and both ``from_pretrained`` take; from float16 too they load float32."""
     if dtype not in DTYPES:
         raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, DTYPES)}")
+    model.config.vq_config._name_or_path = ""  # transformers would publish where the tokenizer once lay
     state = model.state_dict()
     copies = {value.data_ptr(): value.to(DTYPES[dtype]) for value in state.values() if value.is_floating_point()}
     state = {key: copies.get(value.data_ptr(), value) for key, value in state.items()}  # tied tensors stay tied

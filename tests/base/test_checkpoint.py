@@ -90,6 +90,13 @@ def test_tokenizers_load_frozen(tmp_path: Path) -> None:
     assert all(torch.equal(value, vq.state_dict()[key]) for key, value in loaded.state_dict().items())
 
 
+def test_a_saved_policy_names_no_folder_of_this_machine(tmp_path: Path) -> None:
+    model, processor = small_policy()
+    model.config.vq_config._name_or_path = str(tmp_path / "tokenizer")  # as after loading one
+    save_policy(model, processor, tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
+
+
 def test_a_config_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
     model, processor = shared_policy()
     save_policy(model, processor, tmp_path)
