@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mentor_base.errors import UserError
+from mentor_base.runlog import MARKER
 
 recipes_app = typer.Typer(help="What there is to run.", no_args_is_help=True)
 
@@ -45,8 +46,11 @@ def show_recipe(
 
 
 def recipe_files(folder: Path) -> list[Path]:
-    """The recipes below a folder: YAML files with a key ``kind``, so that launcher configurations may stand beside."""
-    return [file for file in folder.rglob("*.yaml") if _has_kind(file)]
+    """The recipes below a folder: YAML files with a key ``kind``, so that launcher configurations may stand beside.
+
+    The resolved recipes that runs and exported checkpoints keep are records of something done, and not among them.
+    """
+    return [file for file in folder.rglob("*.yaml") if file.name != MARKER and _has_kind(file)]
 
 
 def _has_kind(file: Path) -> bool:
