@@ -40,7 +40,10 @@ def estimate(values_IM: np.ndarray, statistic: Statistic, resamples: int = RESAM
 def paired_change(
     before_IM: np.ndarray, after_IM: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[list[float], list[float]]:
-    """[value, low, high] of after - before, and of (after - before) / before; the same items are drawn for both."""
+    """[value, low, high] of after - before, and of (after - before) / before; the same items are drawn for both.
+
+    The share is NaN or infinite where some draw of items has a ``before`` of zero: few items, or nothing to start from.
+    """
     both = np.concatenate([before_IM, after_IM], axis=1)
     width = before_IM.shape[1]
 
@@ -48,7 +51,8 @@ def paired_change(
         return statistic(means[..., width:]) - statistic(means[..., :width])
 
     def relative(means: np.ndarray) -> np.ndarray:
-        return difference(means) / statistic(means[..., :width])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(difference(means) / statistic(means[..., :width]))
 
     return estimate(both, difference, resamples, seed), estimate(both, relative, resamples, seed)
 
