@@ -102,7 +102,7 @@ class Mixture(Section):
     data: Data = EmojiData()
     weights: dict[Task, Positive]
     condition_drop: Probability = Field(0.1, description="share of samples whose prefix is the unconditional table")
-    image_only: Probability = Field(0.0, description="share of samples with pictures whose text is dropped")
+    image_only: Probability = Field(0.0, description="share of reconstruction and recovery whose text is dropped")
 
 
 class Validation(Section):

@@ -47,6 +47,7 @@ from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
 from mentor_base.stage_data import Collator, StageDataset
+from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_base.validation import StageValidation
 
 logger = logging.getLogger(__name__)
@@ -235,33 +236,14 @@ def training_arguments(
             f"optimisation.batch: expected a multiple of micro_batch x processes = {micro} x {processes}, "
             f"found {optimisation.batch}"
         )
-    args = TrainingArguments(
-        output_dir=str(run.state),
-        max_steps=optimisation.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=optimisation.batch // (micro * processes),
-        learning_rate=optimisation.lr,
-        weight_decay=optimisation.weight_decay,
-        adam_beta1=optimisation.betas[0],
-        adam_beta2=optimisation.betas[1],
-        max_grad_norm=optimisation.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=optimisation.precision == "bf16",
-        use_cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not find each other
-        logging_steps=max(1, optimisation.steps // LOG_LINES),
-        logging_nan_inf_filter=False,
-        save_steps=checkpoints.every,
-        save_total_limit=None,  # CheckpointCallback deletes, in a safe order
-        eval_strategy="no",  # ValidationCallback asks
-        report_to=list(report_to) or "none",
-        seed=seed,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+    return one_device(
+        TrainingArguments(
+            **shared_arguments(optimisation, checkpoints, report_to, seed, run),
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=optimisation.batch // (micro * processes),
+            logging_steps=max(1, optimisation.steps // LOG_LINES),
+        )
     )
-    args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel
-    return args
 
 
 def run_trainer(trainer: StageTrainer, run: RunFolder) -> None:

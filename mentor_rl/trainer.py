@@ -75,6 +75,7 @@ from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
 from mentor_base.sft import schedule, set_trained_parts
+from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
 from mentor_rl.grpo_setup import pictures_per_process, silence_dropout
 from mentor_rl.monitor import (
@@ -200,50 +201,32 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRP
     algorithm, optimisation = recipe.algorithm, recipe.optimisation
     local = pictures_per_process(recipe, _processes())
     micro = algorithm.micro_batch or local
-    args = GRPOConfig(
-        output_dir=str(run.state),
-        max_steps=optimisation.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=local // micro,
-        steps_per_generation=local // micro,
-        num_iterations=algorithm.inner_iterations,
-        num_generations=algorithm.group_size,
-        max_completion_length=image_tokens,
-        beta=algorithm.beta,
-        epsilon=algorithm.epsilon,
-        epsilon_high=algorithm.epsilon_high,
-        loss_type=algorithm.loss,
-        importance_sampling_level=algorithm.ratio,
-        multi_objective_aggregation=algorithm.aggregation,
-        scale_rewards=algorithm.scale_rewards,
-        reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
-        use_bias_correction_kl=True,  # see objective.py
-        temperature=algorithm.temperature,
-        disable_dropout=True,
-        use_cpu=not torch.accelerator.is_available(),  # under torchrun, accelerate starts gloo only if told
-        learning_rate=optimisation.lr,
-        weight_decay=optimisation.weight_decay,
-        adam_beta1=optimisation.betas[0],
-        adam_beta2=optimisation.betas[1],
-        max_grad_norm=optimisation.max_grad_norm,
-        optim="adamw_torch_fused",
-        bf16=optimisation.precision == "bf16",
-        gradient_checkpointing=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_steps=recipe.checkpoints.every,
-        save_total_limit=None,  # CheckpointCallback deletes, in a safe order
-        eval_strategy="no",  # MonitorCallback watches
-        report_to=list(recipe.report_to) or "none",
-        seed=recipe.seed,
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **{name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__},
+    forced = {name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__}
+    return one_device(
+        GRPOConfig(
+            **shared_arguments(optimisation, recipe.checkpoints, recipe.report_to, recipe.seed, run) | forced,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=local // micro,
+            steps_per_generation=local // micro,
+            num_iterations=algorithm.inner_iterations,
+            num_generations=algorithm.group_size,
+            max_completion_length=image_tokens,
+            beta=algorithm.beta,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon_high,
+            loss_type=algorithm.loss,
+            importance_sampling_level=algorithm.ratio,
+            multi_objective_aggregation=algorithm.aggregation,
+            scale_rewards=algorithm.scale_rewards,
+            reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
+            use_bias_correction_kl=True,  # see objective.py
+            temperature=algorithm.temperature,
+            disable_dropout=True,
+            gradient_checkpointing=False,
+            logging_steps=1,
+            ddp_broadcast_buffers=False,
+        )
     )
-    args._n_gpu = min(1, args.n_gpu)  # several devices need torchrun or accelerate launch, never DataParallel
-    return args
 
 
 def check_arguments(args: GRPOConfig, image_tokens: int) -> None:

@@ -19,6 +19,8 @@ from mentor_base.data.sources import JsonlWorld
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import Data, EmojiData, Mixture
 
+IMAGE_ONLY_TASKS = ("reconstruction", "recovery")  # the others cannot be told from pictures alone
+
 
 class World(Protocol):
     """Where examples come from."""
@@ -63,8 +65,8 @@ class TaskDraw:
 class MixtureDataset(Dataset[Example]):
     """The rows of a supervised stage; ``dataset[i]`` is a pure function of (mixture, split, seed, i).
 
-    The text of ``mixture.image_only`` of the rows with pictures is dropped to the bare marks, here; dropping the whole
-    condition (``mixture.condition_drop``) is the trainer's business.
+    Reconstruction and recovery can be asked for by pictures alone: of those rows ``mixture.image_only`` get the bare
+    marks as text, here. Dropping the whole condition (``mixture.condition_drop``) is the trainer's business.
     """
 
     def __init__(self, mixture: Mixture, split: str, seed: int, length: int, world: World | None = None) -> None:
@@ -78,8 +80,8 @@ class MixtureDataset(Dataset[Example]):
     def __getitem__(self, i: int) -> Example:
         _check_index(i, self.length)
         example = self.world.example(self.task_at(i), self.split, self.seed, i)
-        share = self.mixture.image_only
-        if share and example.images and Random(f"image-only/{self.seed}/{i}").random() < share:
+        share = self.mixture.image_only if example.task in IMAGE_ONLY_TASKS else 0.0
+        if share and Random(f"image-only/{self.seed}/{i}").random() < share:
             return replace(example, text=" ".join([IMAGE_MARK] * len(example.images)))
         return example
 

@@ -262,11 +262,10 @@ def test_mixture_is_a_pure_function_of_seed_and_index() -> None:
         one[2000]
 
 
-def test_mixture_can_drop_the_text_of_rows_with_pictures() -> None:
-    mixture = Mixture(weights={"subject": 1.0, "t2i": 1.0, "multi_image": 1.0}, image_only=1.0)
+def test_mixture_drops_the_text_only_where_the_picture_says_it_all() -> None:
+    mixture = Mixture(weights={"subject": 1.0, "t2i": 1.0, "reconstruction": 1.0, "recovery": 1.0}, image_only=1.0)
     for example in (MixtureDataset(mixture, "val", 0, 30)[i] for i in range(30)):
-        marks = " ".join([IMAGE_MARK] * len(example.images))
-        assert (example.text == marks) == bool(example.images)
+        assert (example.text == IMAGE_MARK) == (example.task in ("reconstruction", "recovery"))
 
 
 def test_prompts_carry_the_facts_that_rewards_need() -> None:
