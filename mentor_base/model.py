@@ -27,6 +27,7 @@ from mentor_base.encoder import MultimodalEncoder
 from mentor_base.errors import UserError, nearest
 from mentor_base.guidance import CHUNK_ROWS, TokenLogProbs, token_logprobs
 from mentor_base.images import to_images
+from mentor_base.prompt_batch import PromptBatch, length_buckets
 from mentor_base.settings import Sampling
 from mentor_base.vq import VQModel
 
@@ -137,15 +138,22 @@ class MentorForConditionalGeneration(PreTrainedModel):
         if tokens is None:
             with torch.no_grad():
                 tokens = self.vq.encode(cast(torch.Tensor, target_pixels))
-        prefix = self._encode(input_ids, attention_mask, pixel_values)
         if condition_drop is None:
             condition_drop = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        prefix = self.decoder.with_drop(prefix, condition_drop)
-        tables = self._tables()
-        hidden = self.decoder.hidden(prefix, tokens, 1, tables)
-        logp_NL = token_logprobs(hidden, None, tokens, tables.head_VD, Sampling(), entropy=False).logp_NL
-        loss_N = -logp_NL.mean(1)
+        batch = PromptBatch(input_ids, attention_mask, pixel_values)
+        loss_N = torch.zeros(len(tokens), device=tokens.device)
+        for rows in length_buckets(attention_mask.sum(1).tolist()):
+            index = rows.to(tokens.device)
+            part = batch.rows(index, self.config.placeholder_id, self.config.patches)
+            loss_N = loss_N.index_add(0, index, self._row_losses(part, tokens[index], condition_drop[index]))
         return MentorOutput(loss=loss_N.mean(), loss_N=loss_N)
+
+    def _row_losses(self, batch: PromptBatch, tokens_NL: torch.Tensor, drop_N: torch.Tensor) -> torch.Tensor:
+        """loss_N of rows whose prompts are of similar length."""
+        prefix = self.decoder.with_drop(self._encode(*batch), drop_N)
+        tables = self._tables()
+        hidden = self.decoder.hidden(prefix, tokens_NL, 1, tables)
+        return -token_logprobs(hidden, None, tokens_NL, tables.head_VD, Sampling(), entropy=False).logp_NL.mean(1)
 
     def _hidden(
         self,
