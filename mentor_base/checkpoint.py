@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from mentor_base.errors import UserError, nearest
@@ -117,8 +118,11 @@ def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kw
     check_config(path)
     kwargs.setdefault("dtype", torch.float32)
     wants_report = kwargs.pop("output_loading_info", False)
-    with quiet():
-        model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    try:
+        with quiet():
+            model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except SafetensorError as error:
+        raise UserError(f"{path}: expected whole safetensors files, found a damaged one: {error}") from error
     for key, found, expected in report["mismatched_keys"]:
         raise UserError(f"{path}: '{key}': expected shape {tuple(expected)}, found {tuple(found)}")
     check_names(str(path), report["missing_keys"], report["unexpected_keys"])

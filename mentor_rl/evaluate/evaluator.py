@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -251,7 +252,11 @@ class Evaluator:
             key: tuple(value) if isinstance(value, list) else value for key, value in config["size"].items()
         }
         net = EvaluatorNet(styles=len(config["styles"]), colours=len(config["colours"]), **size)
-        loaded = load_file(str(path / "model.safetensors"))
+        try:
+            loaded = load_file(str(path / "model.safetensors"))
+        except SafetensorError as error:
+            where = path / "model.safetensors"
+            raise UserError(f"{where}: expected a whole safetensors file, found a damaged one: {error}") from error
         tensors = {key: value.float() if value.is_floating_point() else value for key, value in loaded.items()}
         wrong = _misfits(net.state_dict(), tensors)
         if wrong:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -126,7 +127,11 @@ class ConvClassifier(nn.Module):
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise RewardError(f"{weights}: no such file")
-        _load_strictly(model, load_file(weights), weights)
+        try:
+            tensors = load_file(weights)
+        except SafetensorError as error:
+            raise RewardError(f"{weights}: expected a whole safetensors file, found a damaged one: {error}") from error
+        _load_strictly(model, tensors, weights)
         return model.to(device, getattr(torch, dtype)).eval().requires_grad_(False)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from mentor_rewards.contract import RewardError
 from mentor_rewards.pixels import short_side_crop
@@ -158,9 +159,12 @@ def _load(folder: Path, device: str, dtype: str) -> ClipTower:
     kind = _read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise RewardError(f"{folder}: expected model_type 'clip', found {kind!r}")
-    model, report = CLIPModel.from_pretrained(
-        folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
-    )
+    try:
+        model, report = CLIPModel.from_pretrained(
+            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise RewardError(f"{folder}: expected whole safetensors files, found a damaged one: {error}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(problem):
             raise RewardError(

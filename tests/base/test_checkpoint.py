@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,14 @@ def edited(tmp_path: Path, change: str) -> Path:
 def test_loading_is_strict(tmp_path: Path, load: object, change: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(edited(tmp_path, change))  # type: ignore[operator]
+
+
+def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
+    save_policy(*shared_policy(), tmp_path / "p")
+    weights = tmp_path / "p" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(UserError, match="p: expected whole safetensors files, found a damaged one"):
+        load_policy(tmp_path / "p")
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,13 @@ def test_strict_tensors(
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(RewardError, match=message):
         ConvClassifier.load(folder)
+
+
+def test_a_file_cut_short_is_named(classifier_folder: Path, tmp_path: Path) -> None:
+    weights = shutil.copytree(classifier_folder, tmp_path / "c") / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    with pytest.raises(RewardError, match=r"model\.safetensors: expected a whole .* file, found a damaged one"):
+        ConvClassifier.load(tmp_path / "c")
 
 
 @pytest.mark.parametrize(
