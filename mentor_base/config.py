@@ -6,7 +6,6 @@ Deviations from MENTOR / LlamaGen, all of them options that are off at full size
 - ``factorised_codebook``: token embedding and head get a part that is linear in the tokenizer's codebook; it folds
   into plain weights (``MentorForConditionalGeneration.fold``).
 - ``reference_positions="grid"``: patch p of a reference carries the rotation of image cell p, not the identity.
-- ``patch_merge``: this many neighbouring patches a side become one prefix slot, their features side by side.
 - ``image_positions="target"``: an image input carries the rotation of the cell that it predicts, not of its own.
 - ``uncond="learned"``: the unconditional table is a parameter; in both references it is a buffer that never trains.
 - ``rope_theta`` 100 instead of 10000: a grid of 8 cells has no use for long wavelengths.
@@ -86,7 +85,6 @@ class MentorConfig(PreTrainedConfig):
     connector_width: int | None = None
     connector_activation: str = "gelu"
     vision_tower: str = "clip"
-    patch_merge: int = 1
     factorised_codebook: bool = False
     reference_positions: str = "prefix"
     image_positions: str = "input"
@@ -103,11 +101,6 @@ class MentorConfig(PreTrainedConfig):
             raise UserError(
                 f"MentorConfig.vocab_size: expected the tokenizer's codebook size {self.vq_config.codebook_size}, "
                 f"found {self.vocab_size}"
-            )
-        if self.patch_merge < 1 or self.tower_grid % self.patch_merge:
-            raise UserError(
-                f"MentorConfig.patch_merge: expected a divisor of the {self.tower_grid} patches along a side, "
-                f"found {self.patch_merge}"
             )
         if self.hidden_size % (4 * self.num_attention_heads):
             raise UserError(
@@ -132,12 +125,7 @@ class MentorConfig(PreTrainedConfig):
 
     @property
     def patch_grid(self) -> int:
-        """Prefix slots of a reference picture along one side."""
-        return self.tower_grid // self.patch_merge
-
-    @property
-    def tower_grid(self) -> int:
-        """Patches of a reference picture along one side, as the vision tower gives them."""
+        """Patches of a reference picture along one side."""
         if self.vision_tower == "tokenizer":
             return self.grid
         return int(self.clip_config.image_size // self.clip_config.patch_size)

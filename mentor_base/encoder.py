@@ -6,13 +6,10 @@ positions only, so left padding gives the numbers of right padding.
 
 Against MENTOR: a count of placeholders that does not fit the pictures is an error, where MENTOR shifts a neighbour's
 patches in. Small-size option: ``vision_tower="tokenizer"`` (see config.py).
-Shapes: K prompts, T slots, M pictures (flat, in prompt order), P patches (slots of a picture), F tower width,
-C text width.
+Shapes: K prompts, T slots, M pictures (flat, in prompt order), P patches, F tower width, C text width.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
@@ -67,7 +64,7 @@ class MultimodalEncoder(nn.Module):
         self.config = config
         borrowed = config.vision_tower == "tokenizer"
         self.vision: ClipTower | TokenizerTower = TokenizerTower(config, trunk_width) if borrowed else ClipTower(config)
-        self.connector = Connector(config, self.vision.width * config.patch_merge**2)
+        self.connector = Connector(config, self.vision.width)
         self.text = T5EncoderModel(config.t5_config)
 
     def forward(
@@ -96,7 +93,7 @@ class MultimodalEncoder(nn.Module):
 
     def _patches(self, pixels_M3HW: torch.Tensor, vq: VQModel) -> torch.Tensor:
         """Pictures -> embeddings_MPC."""
-        features = merged(self.vision(pixels_M3HW, vq), self.config.patch_merge)
+        features = self.vision(pixels_M3HW, vq)
         return self.connector(features.to(self.connector.fc1.weight.dtype))
 
     def _dummy(self, like: torch.Tensor) -> torch.Tensor:
@@ -128,13 +125,3 @@ class MultimodalEncoder(nn.Module):
                 f"batch: expected {sum(counts) // patches} pictures for the placeholders of its samples ({held}), "
                 f"found {pictures}"
             )
-
-
-def merged(features_MPF: torch.Tensor, side: int) -> torch.Tensor:
-    """Put the features of ``side`` x ``side`` neighbouring patches side by side: P falls and F rises by ``side**2``."""
-    if side == 1:
-        return features_MPF
-    pictures, patches, width = features_MPF.shape
-    grid = math.isqrt(patches) // side
-    blocks = features_MPF.reshape(pictures, grid, side, grid, side, width).transpose(2, 3)
-    return blocks.reshape(pictures, grid * grid, side * side * width)

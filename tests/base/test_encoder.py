@@ -20,7 +20,6 @@ from policies import (
 )
 
 from mentor_base.checkpoint import import_mentor
-from mentor_base.encoder import merged
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
 
@@ -97,22 +96,8 @@ def test_grid_positions_put_patches_where_the_image_has_them() -> None:
     finer, other = small_policy(**{**CLIP, "clip_config.patch_size": 2, "context_length": 80})
     wide = finer(mode="encode", **other([mixed_prompts()[1]])).positions_KT2[0]
     assert (wide.min(), wide.max()) == (-0.25, 3.25)  # 8 patches a side on 4 cells, two to a cell
-    coarser, other = small_policy(patch_merge=2)
-    wide = coarser(mode="encode", **other([mixed_prompts()[1]])).positions_KT2[0]
-    assert wide[wide.any(1)].tolist() == [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5]]
     plain, _ = small_policy(reference_positions="prefix")
     assert not plain(mode="encode", **processor(mixed_prompts())).positions_KT2.any()
-
-
-def test_merged_patches_are_neighbours() -> None:
-    numbered = torch.arange(16.0).reshape(1, 16, 1)
-    assert merged(numbered, 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert merged(numbered, 1) is numbered
-
-
-def test_patches_that_do_not_merge_evenly_are_an_error() -> None:
-    with pytest.raises(UserError, match="patch_merge: expected a divisor of the 4 patches along a side, found 3"):
-        small_policy(patch_merge=3)
 
 
 @pytest.mark.parametrize("options", [{}, CLIP])
