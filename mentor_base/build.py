@@ -24,6 +24,7 @@ from mentor_base.vq import VQModel
 
 TEXT_VOCABULARY = 2048
 FROM_SCRATCH = ("tiny",)
+DECIDED = ("vocab_size", "placeholder_id", "t5_config.vocab_size", "qformer_config.vocab_size")
 
 
 def build_policy(
@@ -40,7 +41,7 @@ def build_policy(
             "(full sizes start from pretrained weights)"
         )
     for name in settings.options:
-        if name.startswith("vq_config") or name in ("vocab_size", "placeholder_id", "t5_config.vocab_size"):
+        if name.startswith("vq_config") or name in DECIDED:
             raise UserError(f"policy.options.{name}: expected no value, the tokenizers decide it")
     text = text_tokenizer(corpus)
     options = {
@@ -48,6 +49,8 @@ def build_policy(
         "vq_config": vq.config,
         "t5_config.vocab_size": len(text),
         "placeholder_id": text.convert_tokens_to_ids(IMAGE_MARK),
+        "qformer_config.vocab_size": len(text),
+        "qformer_config.pad_token_id": text.pad_token_id,
         "pad_token_id": text.pad_token_id,
         "eos_token_id": text.eos_token_id,
     }
@@ -55,7 +58,7 @@ def build_policy(
     model = MentorForConditionalGeneration(config)
     model.vq.load_state_dict(vq.state_dict())
     initialise(model)
-    return model.eval(), MentorProcessor.of(config, text)
+    return model.eval(), MentorProcessor.of(config, text, guide_tokenizer=text)
 
 
 def text_tokenizer(corpus: Iterable[str], vocabulary: int = TEXT_VOCABULARY) -> PreTrainedTokenizerFast:

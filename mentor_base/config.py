@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from transformers import CLIPVisionConfig, PreTrainedConfig, T5Config
+from transformers import CLIPVisionConfig, InstructBlipQFormerConfig, PreTrainedConfig, T5Config
 from transformers.configuration_utils import SubConfigSpec
 
 from mentor_base.errors import UserError, nearest
@@ -27,13 +27,19 @@ from mentor_base.vq import VQConfig
 
 CHOICES = {
     "vision_tower": ("clip", "tokenizer"),
+    "connector": ("mlp", "query"),
     "reference_positions": ("prefix", "grid"),
     "image_positions": ("input", "target"),
     "prefix_rotation": ("identity", "zero"),
     "uncond": ("fixed", "learned"),
     "connector_activation": ("gelu", "silu"),
 }
-PARTS = ("vq_config", "clip_config", "t5_config")
+PARTS: dict[str, type[PreTrainedConfig]] = {
+    "vq_config": VQConfig,
+    "clip_config": CLIPVisionConfig,
+    "t5_config": T5Config,
+    "qformer_config": InstructBlipQFormerConfig,
+}
 
 
 def field_names(config: type[PreTrainedConfig]) -> set[str]:
@@ -55,6 +61,7 @@ class MentorConfig(PreTrainedConfig):
         context_length: most prefix slots a prompt may fill, and rows of the unconditional table.
         dropout: on token embeddings, attention output and SwiGLU output, in training only.
         placeholder_id: the text token that stands for one patch of a picture.
+        connector: "mlp" gives a picture one prefix slot per patch, "query" as many as there are ``queries``.
         connector_width: hidden width of the MLP connector (code of MENTOR: the text width; its paper: 4096, SiLU).
     """
 
@@ -63,11 +70,13 @@ class MentorConfig(PreTrainedConfig):
         "vq_config": VQConfig,
         "clip_config": SubConfigSpec(CLIPVisionConfig, optional=True),
         "t5_config": T5Config,
+        "qformer_config": SubConfigSpec(InstructBlipQFormerConfig, optional=True),
     }
 
     vq_config: Any = None
     clip_config: Any = None
     t5_config: Any = None
+    qformer_config: Any = None
     size: str = "XL"
     vocab_size: int = 16384
     hidden_size: int = 1280
@@ -82,6 +91,8 @@ class MentorConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 1
     tie_word_embeddings: bool = False
+    connector: str = "mlp"
+    queries: int = 32
     connector_width: int | None = None
     connector_activation: str = "gelu"
     vision_tower: str = "clip"
@@ -101,6 +112,13 @@ class MentorConfig(PreTrainedConfig):
             raise UserError(
                 f"MentorConfig.vocab_size: expected the tokenizer's codebook size {self.vq_config.codebook_size}, "
                 f"found {self.vocab_size}"
+            )
+        if self.connector == "mlp":
+            self.qformer_config = None
+        if self.connector == "query" and self.reference_positions == "grid":
+            raise UserError(
+                "MentorConfig.reference_positions: expected 'prefix' with connector 'query', whose slots have no place "
+                "in the picture; found 'grid'"
             )
         if self.hidden_size % (4 * self.num_attention_heads):
             raise UserError(
@@ -131,9 +149,9 @@ class MentorConfig(PreTrainedConfig):
         return int(self.clip_config.image_size // self.clip_config.patch_size)
 
     @property
-    def patches(self) -> int:
-        """P: prefix slots that one reference picture fills."""
-        return self.patch_grid**2
+    def picture_slots(self) -> int:
+        """Prefix slots that one reference picture fills."""
+        return self.queries if self.connector == "query" else self.patch_grid**2
 
     @property
     def head_dim(self) -> int:
@@ -175,8 +193,7 @@ class MentorConfig(PreTrainedConfig):
 
 
 def _check_part(part: str, values: dict[str, Any]) -> None:
-    config = {"vq_config": VQConfig, "clip_config": CLIPVisionConfig, "t5_config": T5Config}[part]
-    known = field_names(config)
+    known = field_names(PARTS[part])
     for key in values:
         if key not in known and key != "model_type":
             raise UserError(f"policy.options: unknown field '{part}.{key}'; {nearest(key, known)}")
@@ -254,6 +271,16 @@ TINY: dict[str, Any] = {
         "num_attention_heads": 4,
         "image_size": 64,
         "patch_size": 8,
+    },
+    "qformer_config": {
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 2048,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
     },
 }
 

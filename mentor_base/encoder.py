@@ -6,7 +6,8 @@ positions only, so left padding gives the numbers of right padding.
 
 Against MENTOR: a count of placeholders that does not fit the pictures is an error, where MENTOR shifts a neighbour's
 patches in. Small-size option: ``vision_tower="tokenizer"`` (see config.py).
-Shapes: K prompts, T slots, M pictures (flat, in prompt order), P patches, F tower width, C text width.
+Shapes: K prompts, T slots, M pictures (flat, in prompt order), P patches, S slots of a picture, G guide tokens, F tower
+width, C text width.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import nn
 from transformers import CLIPVisionModel, T5EncoderModel
 
 from mentor_base.config import MentorConfig
-from mentor_base.connector import Connector
+from mentor_base.connector import MLPConnector
 from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
+from mentor_base.query_connector import QueryConnector
 from mentor_base.rope import cells
 from mentor_base.vq import VQModel
 
@@ -64,7 +66,8 @@ class MultimodalEncoder(nn.Module):
         self.config = config
         borrowed = config.vision_tower == "tokenizer"
         self.vision: ClipTower | TokenizerTower = TokenizerTower(config, trunk_width) if borrowed else ClipTower(config)
-        self.connector = Connector(config, self.vision.width)
+        kind = QueryConnector if config.connector == "query" else MLPConnector
+        self.connector: MLPConnector | QueryConnector = kind(config, self.vision.width)
         self.text = T5EncoderModel(config.t5_config)
 
     def forward(
@@ -73,8 +76,10 @@ class MultimodalEncoder(nn.Module):
         attention_mask_KT: torch.Tensor,
         pixel_values_M3HW: torch.Tensor | None,
         vq: VQModel,
+        guide_ids_MG: torch.Tensor | None = None,
+        guide_mask_MG: torch.Tensor | None = None,
     ) -> Prefix:
-        """Encode prompts.
+        """Encode prompts; ``guide_*`` are one text per picture, for the query connector.
 
         Raises:
             UserError: placeholders and pictures do not match; names the sample.
@@ -84,17 +89,23 @@ class MultimodalEncoder(nn.Module):
         pictures = 0 if pixel_values_M3HW is None else pixel_values_M3HW.shape[0]
         self._check(marks_KT, pictures)
         if pictures and pixel_values_M3HW is not None:
-            patches_MPC = self._patches(pixel_values_M3HW, vq).to(embeddings.dtype)
-            embeddings = embeddings.masked_scatter(marks_KT.unsqueeze(-1), patches_MPC.flatten(0, 1))
+            slots_MSC = self._slots(pixel_values_M3HW, vq, guide_ids_MG, guide_mask_MG).to(embeddings.dtype)
+            embeddings = embeddings.masked_scatter(marks_KT.unsqueeze(-1), slots_MSC.flatten(0, 1))
         else:
-            embeddings = embeddings + 0.0 * self._patches(self._dummy(embeddings), vq).sum()
+            embeddings = embeddings + 0.0 * self._slots(self._dummy(embeddings), vq).sum()
         out = self.text(inputs_embeds=embeddings, attention_mask=attention_mask_KT)
         return Prefix(out.last_hidden_state, attention_mask_KT.bool(), self._positions(marks_KT))
 
-    def _patches(self, pixels_M3HW: torch.Tensor, vq: VQModel) -> torch.Tensor:
-        """Pictures -> embeddings_MPC."""
-        features = self.vision(pixels_M3HW, vq)
-        return self.connector(features.to(self.connector.fc1.weight.dtype))
+    def _slots(
+        self,
+        pixels_M3HW: torch.Tensor,
+        vq: VQModel,
+        guide_ids_MG: torch.Tensor | None = None,
+        guide_mask_MG: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Pictures -> embeddings_MSC."""
+        features = self.vision(pixels_M3HW, vq).to(self.connector.dtype)
+        return self.connector(features, guide_ids_MG, guide_mask_MG)
 
     def _dummy(self, like: torch.Tensor) -> torch.Tensor:
         """A blank picture: the tower runs in text-only batches too, so that all ranks reduce the same gradients."""
@@ -108,20 +119,18 @@ class MultimodalEncoder(nn.Module):
             return torch.zeros(shape, device=marks_KT.device)
         scale = self.config.grid / self.config.patch_grid
         places_P2 = cells(self.config.patch_grid, marks_KT.device) * scale + (scale - 1) / 2  # middles of patches
-        order_KT = (marks_KT.cumsum(1) - 1).clamp(min=0) % self.config.patches
+        order_KT = (marks_KT.cumsum(1) - 1).clamp(min=0) % self.config.picture_slots
         return places_P2[order_KT] * marks_KT.unsqueeze(-1)
 
     def _check(self, marks_KT: torch.Tensor, pictures: int) -> None:
-        patches = self.config.patches
+        slots = self.config.picture_slots
         counts = marks_KT.sum(1).tolist()
         for sample, count in enumerate(counts):
-            if count % patches:
-                raise UserError(
-                    f"sample {sample} of the batch: expected {patches} placeholders a picture, found {count}"
-                )
-        if sum(counts) != pictures * patches:
-            held = ", ".join(str(count // patches) for count in counts)
+            if count % slots:
+                raise UserError(f"sample {sample} of the batch: expected {slots} placeholders a picture, found {count}")
+        if sum(counts) != pictures * slots:
+            held = ", ".join(str(count // slots) for count in counts)
             raise UserError(
-                f"batch: expected {sum(counts) // patches} pictures for the placeholders of its samples ({held}), "
+                f"batch: expected {sum(counts) // slots} pictures for the placeholders of its samples ({held}), "
                 f"found {pictures}"
             )

@@ -28,6 +28,7 @@ from mentor_base.errors import UserError, nearest
 from mentor_base.guidance import CHUNK_ROWS, TokenLogProbs, token_logprobs
 from mentor_base.images import to_images
 from mentor_base.prompt_batch import PromptBatch, length_buckets
+from mentor_base.query_connector import QueryConnector
 from mentor_base.settings import Sampling
 from mentor_base.vq import VQModel
 
@@ -71,7 +72,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
     def forward(self, mode: str = "loss", **kwargs: Any) -> Any:
         """Dispatch to one of MODES.
 
-        - "encode": input_ids_KT, attention_mask_KT (left-padded), pixel_values_M3HW or None -> Prefix
+        - "encode": what the processor gives: input_ids_KT, attention_mask_KT (left-padded), pixel_values_M3HW or None,
+          guide_ids_MG, guide_mask_MG (query connector) -> Prefix
         - "loss": the same, and target_pixels_N3HW or tokens_NL, condition_drop (bool N, optional) -> MentorOutput
         - "hidden": prefix, tokens_NL, group_size, unconditional -> hidden_NLD, whose row l predicts token l
         - "prefill": prefix, group_size, unconditional or guided -> (hidden_ND for token 0, cache)
@@ -116,12 +118,17 @@ class MentorForConditionalGeneration(PreTrainedModel):
     # ---- modes -----------------------------------------------------------------------------------------------------
 
     def _encode(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor | None = None
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        guide_ids: torch.Tensor | None = None,
+        guide_mask: torch.Tensor | None = None,
     ) -> Prefix:
         slots = input_ids.shape[1]
         if slots > self.config.context_length:
             raise UserError(f"prompt: expected at most {self.config.context_length} prefix slots, found {slots}")
-        prefix: Prefix = self.encoder(input_ids, attention_mask, pixel_values, self.vq)
+        prefix: Prefix = self.encoder(input_ids, attention_mask, pixel_values, self.vq, guide_ids, guide_mask)
         return prefix
 
     def _loss(
@@ -129,6 +136,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
+        guide_ids: torch.Tensor | None = None,
+        guide_mask: torch.Tensor | None = None,
         target_pixels: torch.Tensor | None = None,
         tokens: torch.Tensor | None = None,
         condition_drop: torch.Tensor | None = None,
@@ -140,11 +149,11 @@ class MentorForConditionalGeneration(PreTrainedModel):
                 tokens = self.vq.encode(cast(torch.Tensor, target_pixels))
         if condition_drop is None:
             condition_drop = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        batch = PromptBatch(input_ids, attention_mask, pixel_values)
+        batch = PromptBatch(input_ids, attention_mask, pixel_values, guide_ids, guide_mask)
         loss_N = torch.zeros(len(tokens), device=tokens.device)
         for rows in length_buckets(attention_mask.sum(1).tolist()):
             index = rows.to(tokens.device)
-            part = batch.rows(index, self.config.placeholder_id, self.config.patches)
+            part = batch.rows(index, self.config.placeholder_id, self.config.picture_slots)
             loss_N = loss_N.index_add(0, index, self._row_losses(part, tokens[index], condition_drop[index]))
         return MentorOutput(loss=loss_N.mean(), loss_N=loss_N)
 
@@ -270,6 +279,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, QueryConnector):
+            init.normal_(module.queries, std=0.02)
         elif isinstance(module, Decoder):
             init.zeros_(module.head.weight)
             init.normal_(module.uncond, std=self.config.text_width**-0.5)

@@ -19,20 +19,25 @@ class PromptBatch(NamedTuple):
 
     input_ids_KT: torch.Tensor
     attention_mask_KT: torch.Tensor
-    pixel_values_M3HW: torch.Tensor | None
+    pixel_values_M3HW: torch.Tensor | None = None
+    guide_ids_MG: torch.Tensor | None = None
+    guide_mask_MG: torch.Tensor | None = None
 
-    def rows(self, index_R: torch.Tensor, placeholder: int, patches: int) -> PromptBatch:
+    def rows(self, index_R: torch.Tensor, placeholder: int, picture_slots: int) -> PromptBatch:
         """Some of the prompts, in ascending order, with their pictures; padded to the longest of them only."""
         ids, mask = self.input_ids_KT[index_R], self.attention_mask_KT[index_R]
         padding = mask.shape[1] - int(mask.sum(1).max())
-        pixels = self.pixel_values_M3HW
-        if pixels is not None:
-            pictures_K = (self.input_ids_KT == placeholder).sum(1) // patches
-            owner_M = torch.arange(len(pictures_K), device=ids.device).repeat_interleave(pictures_K)
-            picked_M = torch.isin(owner_M, index_R)
-            pixels = pixels[picked_M.to(pixels.device)] if len(owner_M) == len(pixels) else pixels
-            pixels = pixels if len(pixels) else None
-        return PromptBatch(ids[:, padding:], mask[:, padding:], pixels)
+        pictures_K = (self.input_ids_KT == placeholder).sum(1) // picture_slots
+        owner_M = torch.arange(len(pictures_K), device=ids.device).repeat_interleave(pictures_K)
+        picked_M = torch.isin(owner_M, index_R)
+
+        def of_pictures(column: torch.Tensor | None) -> torch.Tensor | None:
+            if column is None or len(column) != len(owner_M):
+                return column  # the encoder tells which prompt lacks its pictures
+            return column[picked_M] if picked_M.any() else None
+
+        pictures = map(of_pictures, (self.pixel_values_M3HW, self.guide_ids_MG, self.guide_mask_MG))
+        return PromptBatch(ids[:, padding:], mask[:, padding:], *pictures)
 
 
 def length_buckets(lengths_K: Sequence[int]) -> list[torch.Tensor]:

@@ -35,6 +35,10 @@ CLIP = {
     "clip_config.num_hidden_layers": 2, "clip_config.num_attention_heads": 2, "clip_config.image_size": 16,
     "clip_config.patch_size": 4,
 }  # fmt: skip
+QUERY = {
+    **CLIP, "connector": "query", "queries": 4, "reference_positions": "prefix", "qformer_config.hidden_size": 16,
+    "qformer_config.num_attention_heads": 2, "qformer_config.intermediate_size": 16,
+}  # fmt: skip
 CORPUS = ["a red fox on a white background", "two blue circles", "this house in line art style", "cut out the boat"]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from policies import (
     CLIP,
+    QUERY,
     fixture,
     formula_data,
     formula_tokens,
@@ -19,9 +20,9 @@ from policies import (
     small_policy,
 )
 
-from mentor_base.checkpoint import import_mentor
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.reference_import import import_mentor
 
 
 @torch.no_grad()
@@ -100,7 +101,7 @@ def test_grid_positions_put_patches_where_the_image_has_them() -> None:
     assert not plain(mode="encode", **processor(mixed_prompts())).positions_KT2.any()
 
 
-@pytest.mark.parametrize("options", [{}, CLIP])
+@pytest.mark.parametrize("options", [{}, CLIP, QUERY])
 def test_a_batch_of_text_gives_every_parameter_a_gradient(options: dict[str, object]) -> None:
     model, processor = small_policy(**options)
     model.train()

@@ -92,7 +92,7 @@ def test_decoders_have_the_published_sizes(size: str) -> None:
         decoder = MentorForConditionalGeneration(config).decoder
     count = sum(p.numel() for p in decoder.parameters()) / 1e6
     assert count == pytest.approx(MILLIONS[size], rel=0.01)
-    assert (config.image_tokens, config.patches) == (1024, 256)
+    assert (config.image_tokens, config.picture_slots) == (1024, 256)
 
 
 def test_deviations_are_off_at_full_size() -> None:
@@ -105,7 +105,7 @@ def test_tiny_has_at_most_four_million_parameters() -> None:
     model = MentorForConditionalGeneration(MentorConfig.of_size("tiny"))
     count = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vq."))
     assert 2e6 < count <= 4e6
-    assert (model.config.image_tokens, model.config.patches) == (64, 64)
+    assert (model.config.image_tokens, model.config.picture_slots) == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,6 @@ def test_broken_processors_are_named(tmp_path: Path) -> None:
     _, processor = shared_policy()
     processor.save_pretrained(tmp_path)
     facts = json.loads((tmp_path / "processor.json").read_text(encoding="utf-8"))
-    (tmp_path / "processor.json").write_text(json.dumps({**facts, "patchez": 3}), encoding="utf-8")
-    with pytest.raises(UserError, match="unknown key 'patchez'; did you mean 'patches'"):
+    (tmp_path / "processor.json").write_text(json.dumps({**facts, "picture_slotz": 3}), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown key 'picture_slotz'; did you mean 'picture_slots'"):
         MentorProcessor.from_pretrained(tmp_path)
