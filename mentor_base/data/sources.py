@@ -1,202 +1,188 @@
-"""Rows on disk: JSONL, one Example per line, picture paths relative to the file.
+"""Rows on disk as a world: ``source: jsonl | shards | parquet`` of a recipe.
 
-    {"task": "subject", "text": "<image> this fox in line art style", "images": ["fox.png"], "target": "fox-line.png",
-     "subject": "fox", "mask": null, "meta": {"style": "line art"}}
+    data: {source: jsonl, train: [a/rows.jsonl, "b/*.jsonl"], val: val.jsonl, broken_rate: 0.01}
 
-``task``, ``text`` and ``target`` are required. All lines are checked when the file is opened (keys, types, caption,
-``<image>`` marks, and that each picture exists and has a readable header); pixels are decoded when a row is drawn.
+``train`` and ``val`` are a file, a glob, or a list of them; files count in the given order, those of a glob by name.
+
+Every source is read by row number, none as a stream: what stands at an index is then a pure function of (seed, index),
+and neither the number of processes and workers nor a resume in mid-pass can change what a model sees. A stream would
+have to be dealt out to a certain number of readers and be read up to the place of a resume. Remote files are fetched
+first; shards are the format that is cheap to fetch, copy and read.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
-from dataclasses import dataclass
-from functools import lru_cache
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
+from itertools import accumulate
 from pathlib import Path
-from random import Random
-from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
-from mentor_base.data.schema import TASKS, Example, check_text
+from mentor_base.data.broken import BrokenRows
+from mentor_base.data.jsonl import JsonlFile, scan_jsonl
+from mentor_base.data.order import shuffled
+from mentor_base.data.rows import BrokenPicture, Row, RowFile
+from mentor_base.data.schema import TASKS, Example
+from mentor_base.data.shards import ShardFile, scan_shard
 from mentor_base.errors import UserError, nearest
-from mentor_base.images import over_white
-from mentor_base.settings import JsonlData
+from mentor_base.settings import JsonlData, ParquetData, RowData, ShardData
 
-_REQUIRED = ("task", "text", "target")
-_TYPES: dict[str, tuple[type, str]] = {
-    "task": (str, "a task name"),
-    "text": (str, "a caption"),
-    "images": (list, "a list of picture paths"),
-    "target": (str, "a picture path"),
-    "subject": (str, "a name or null"),
-    "mask": (str, "a picture path or null"),
-    "meta": (dict, "an object"),
-}
-_NULLABLE = ("subject", "mask")
+PROBED = 8
 
 
-@dataclass(frozen=True)
-class Row:
-    """A checked line: everything of an Example but the pixels. Paths are joined to the file's folder."""
-
-    where: str
-    task: str
-    text: str
-    images: tuple[Path, ...]
-    target: Path
-    subject: str | None
-    mask: Path | None
-    meta: dict[str, Any]
-
-    def load(self) -> Example:
-        """Decode the pictures."""
-        images = tuple(_decode(path, f"{self.where}: images[{k}]") for k, path in enumerate(self.images))
-        target = _decode(self.target, f"{self.where}: target")
-        mask = None if self.mask is None else _decode(self.mask, f"{self.where}: mask", mode="L")
-        if mask is not None and mask.size != target.size:
-            raise UserError(f"{self.where}: mask: expected the size of the target {target.size}, found {mask.size}")
-        return Example(self.task, self.text, images, target, self.subject, mask, {**self.meta, "where": self.where})
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """All rows of a file, checked. Empty lines are allowed.
-
-    Raises:
-        UserError: the first line that cannot be used, as ``file.jsonl:12: images[0]: expected ..., found ...``.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a readable JSONL file, found {_reason(error)}") from error
-    rows = [_row(line, f"{path}:{n}", path.parent) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not rows:
-        raise UserError(f"{path}: expected at least one row, found an empty file")
-    return rows
-
-
-def _row(line: str, where: str, folder: Path) -> Row:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: expected a JSON object, found {error.msg} at column {error.colno}") from error
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a JSON object, found {_shown(entry)}")
-    _check_keys(entry, where)
-    if entry["task"] not in TASKS:
-        raise UserError(f"{where}: unknown task '{entry['task']}'; {nearest(entry['task'], TASKS)}")
-    images = entry.get("images", [])
-    for k, name in enumerate(images):
-        if not isinstance(name, str):
-            raise UserError(f"{where}: images[{k}]: expected a picture path, found {_shown(name)}")
-    check_text(entry["text"], len(images), where)
-    if not entry["text"].strip():
-        raise UserError(f"{where}: expected a caption, found an empty text")
-    mask = entry.get("mask")
-    row = Row(
-        where=where,
-        task=entry["task"],
-        text=entry["text"],
-        images=tuple(folder / name for name in images),
-        target=folder / entry["target"],
-        subject=entry.get("subject"),
-        mask=None if mask is None else folder / mask,
-        meta=entry.get("meta", {}),
-    )
-    _check_pictures(row)
-    return row
-
-
-def _check_keys(entry: dict[str, Any], where: str) -> None:
-    for key in entry:
-        if key not in _TYPES:
-            raise UserError(f"{where}: unknown key '{key}'; {nearest(key, _TYPES)}")
-    for key in _REQUIRED:
-        if key not in entry:
-            raise UserError(f"{where}: expected the key '{key}', found {', '.join(entry) or 'no key'}")
-    for key, value in entry.items():
-        kind, words = _TYPES[key]
-        if not isinstance(value, kind) and not (value is None and key in _NULLABLE):
-            raise UserError(f"{where}: {key}: expected {words}, found {_shown(value)}")
-
-
-def _check_pictures(row: Row) -> None:
-    named = [(f"images[{k}]", path) for k, path in enumerate(row.images)] + [("target", row.target)]
-    if row.mask is not None:
-        named.append(("mask", row.mask))
-    for key, path in named:
-        with _opened(path, f"{row.where}: {key}"):
-            pass  # the header is read, pixels are not
-
-
-def _opened(path: Path, where: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{where}: expected a readable picture, found {path} of another kind") from error
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{where}: expected a readable picture, found {path}: {_reason(error)}") from error
-
-
-def _decode(path: Path, where: str, mode: str = "RGB") -> Image.Image:
-    with _opened(path, where) as image:
-        try:
-            image.load()
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"{where}: expected a readable picture, found {path}: {_reason(error)}") from error
-        return over_white(image) if mode == "RGB" else image.convert(mode)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-class JsonlWorld:
+class RowWorld:
     """A world of rows on disk; ``train`` and ``val`` are the splits it can have.
 
+    Args:
+        report: where broken rows are named; see broken.py.
+
     Raises:
-        UserError: see read_jsonl.
+        UserError: a file or row that cannot be used; PROBED rows without a single readable picture (a wrong folder).
     """
 
-    def __init__(self, settings: JsonlData) -> None:
-        files = {"train": settings.train} | ({"val": settings.val} if settings.val is not None else {})
-        self.rows: dict[str, dict[str, list[Row]]] = {}
-        for split, name in files.items():
-            by_task: dict[str, list[Row]] = defaultdict(list)
-            for row in read_jsonl(Path(name)):
-                by_task[row.task].append(row)
-            self.rows[split] = dict(by_task)
-        self.tasks: tuple[str, ...] = tuple(task for task in TASKS if task in self.rows["train"])
+    def __init__(self, data: RowData, report: Path | None = None) -> None:
+        named = {"train": data.train} | ({"val": data.val} if data.val is not None else {})
+        self.splits = {
+            split: Rows([open_file(data, path) for path in files_of(names)]) for split, names in named.items()
+        }
+        self.broken = BrokenRows(data.broken_rate, report)
+        self.tasks: tuple[str, ...] = tuple(task for task in TASKS if task in self.splits["train"].by_task)
+        for rows in self.splits.values():
+            _probe(rows)
 
     def example(self, task: str, split: str, seed: int, index: int) -> Example:
         """A row of this task. Indices walk through all rows in an order that each pass shuffles anew.
 
+        In place of a row with a broken picture stands the next one in the order of the same pass, from whose end it
+        goes on at its start; whoever draws it meets the same broken rows, and so the same replacement.
+
         Raises:
-            UserError: a split or task that the files do not have, or a picture that cannot be decoded.
+            UserError: a split or task that the files do not have, or too many broken pictures.
         """
-        if split not in self.rows:
-            raise UserError(f"data: expected a split of {', '.join(self.rows)}, found '{split}'")
-        rows = self.rows[split].get(task)
-        if rows is None:
-            raise UserError(f"data: no row of task '{task}' in split '{split}'; {nearest(task, self.rows[split])}")
-        turn, place = divmod(index, len(rows))
-        return rows[_order(len(rows), f"{task}/{split}/{seed}/{turn}")[place]].load()
+        if split not in self.splits:
+            raise UserError(f"data: expected a split of {', '.join(self.splits)}, found '{split}'")
+        rows = self.splits[split]
+        numbers = rows.by_task.get(task)
+        if numbers is None:
+            raise UserError(f"data: no row of task '{task}' in split '{split}'; {nearest(task, rows.by_task)}")
+        turn, place = divmod(index, len(numbers))
+        for step in range(len(numbers)):
+            n = shuffled((place + step) % len(numbers), len(numbers), f"{task}/{split}/{seed}/{turn}")
+            self.broken.drawn += 1
+            try:
+                return rows[numbers[n]].load()
+            except BrokenPicture as error:
+                self.broken.note(error)
+        raise UserError(f"data: no row of task '{task}' in split '{split}' has readable pictures")
 
     def corpus(self) -> list[str]:
         """All texts of the train rows."""
-        return [row.text for rows in self.rows["train"].values() for row in rows]
+        return [text for file in self.splits["train"].files for text in file.texts()]
 
 
-@lru_cache(maxsize=32)
-def _order(length: int, key: str) -> tuple[int, ...]:
-    order = list(range(length))
-    Random(key).shuffle(order)
-    return tuple(order)
+class Rows:
+    """The rows of several files as one sequence.
+
+    Attributes:
+        files: in the order in which they count.
+        by_task: task -> the numbers of its rows, in order.
+    """
+
+    def __init__(self, files: Sequence[RowFile]) -> None:
+        self.files = tuple(files)
+        self._starts = [0, *accumulate(len(file) for file in self.files)]
+        self.by_task: dict[str, array[int]] = {}
+        for start, file in zip(self._starts, self.files, strict=False):
+            for n, code in enumerate(file.tasks, start=start):
+                self.by_task.setdefault(TASKS[code], array("q")).append(n)
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, n: int) -> Row:
+        k = bisect_right(self._starts, n) - 1
+        return self.files[k][n - self._starts[k]]
+
+
+def open_file(data: RowData, path: Path) -> RowFile:
+    """One file of a source, checked."""
+    if isinstance(data, ShardData):
+        return ShardFile(path, data.index)
+    if isinstance(data, ParquetData):
+        from mentor_base.data.parquet import ParquetFile  # datasets takes seconds to import
+
+        return ParquetFile(path, data.cache)
+    return JsonlFile(path)
+
+
+def scan_file(data: RowData, path: Path) -> Iterator[Row | UserError]:
+    """Every row of one file in order, and in place of a row that cannot be used its error."""
+    if isinstance(data, ShardData):
+        return scan_shard(path)
+    if isinstance(data, ParquetData):
+        from mentor_base.data.parquet import scan_parquet
+
+        return scan_parquet(path, data.cache)
+    return scan_jsonl(path)
+
+
+def files_of(names: str | Sequence[str]) -> list[Path]:
+    """The files of ``train`` or ``val``, globs expanded.
+
+    Raises:
+        UserError: a glob that nothing matches.
+    """
+    files: list[Path] = []
+    for name in (names,) if isinstance(names, str) else names:
+        if Path(name).exists() or not is_glob(name):
+            files.append(Path(name))
+            continue
+        found = sorted(glob(name, recursive=True))
+        if not found:
+            raise UserError(f"{name}: expected at least one file, found none that matches")
+        files += map(Path, found)
+    return files
+
+
+def is_glob(name: str) -> bool:
+    """Whether a name is a pattern."""
+    return any(sign in name for sign in "*?[")
+
+
+SUFFIXES: Mapping[str, type[RowData]] = {".jsonl": JsonlData, ".tar": ShardData, ".parquet": ParquetData}
+
+
+def data_of_path(name: str) -> RowData:
+    """Settings for what a path or glob names, by the ending: rows.jsonl, shards-*.tar, a folder of *.parquet.
+
+    Raises:
+        UserError: nothing there, another ending, or a folder of several kinds.
+    """
+    path = Path(name)
+    if not path.is_dir():
+        kind = SUFFIXES.get(path.suffix)
+        if kind is None:
+            raise UserError(f"{name}: expected a file, glob or folder of {', '.join(SUFFIXES)}, found '{path.suffix}'")
+        if not path.exists() and not is_glob(name):
+            raise UserError(f"{name}: expected rows, found no such file")
+        return kind(train=name)
+    found = [suffix for suffix in SUFFIXES if any(path.glob(f"*{suffix}"))]
+    if len(found) != 1:
+        raise UserError(
+            f"{name}: expected files of one kind ({', '.join(SUFFIXES)}), found {' and '.join(found) or 'none'}"
+        )
+    return SUFFIXES[found[0]](train=str(path / f"*{found[0]}"))
+
+
+def _probe(rows: Rows) -> None:
+    """Headers of a few rows spread over all: a wrong folder is found at once and not after the model is loaded."""
+    count = min(PROBED, len(rows))
+    errors: list[BrokenPicture] = []
+    for k in range(count):
+        try:
+            rows[k * len(rows) // count].sizes()
+        except BrokenPicture as error:
+            errors.append(error)
+    if len(errors) == count:
+        raise UserError(f"data: none of {count} rows tried has readable pictures; the first: {errors[0]}")
