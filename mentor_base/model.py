@@ -52,6 +52,7 @@ class MentorForConditionalGeneration(PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # our loss is a mean per call: a trainer has to divide when it accumulates
+    _keys_to_ignore_on_save = ["encoder.text.encoder.embed_tokens.weight"]  # noqa: RUF012  tied: no resume misses it
     _supports_sdpa = True
     _no_split_modules = ["Block", "T5Block", "CLIPEncoderLayer"]  # noqa: RUF012
 
