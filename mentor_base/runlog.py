@@ -6,6 +6,7 @@ metrics.jsonl    one JSON object a line: {"step": 120, "seconds": 88.1, "loss": 
 samples/         pictures: step_000120_subject.png
 state/           resumable states of the trainer
 results/         benchmark results
+broken.jsonl     rows whose pictures could not be decoded and were skipped, if there were any
 final/           the model that the run made
 """
 
@@ -71,6 +72,10 @@ class RunFolder:
     @property
     def final(self) -> Path:
         return self.path / "final"
+
+    @property
+    def broken_file(self) -> Path:
+        return self.path / "broken.jsonl"
 
     @property
     def finished(self) -> bool:

@@ -81,19 +81,48 @@ class EmojiData(Section):
     styles: tuple[str, ...] | None = Field(None, description="styles used; default: all")
 
 
-class JsonlData(Section):
-    """Rows on disk: one Example per line, picture paths relative to the file; see mentor_base/data/sources.py."""
+InputFiles = InputPath | Annotated[tuple[InputPath, ...], Field(min_length=1)]
 
-    source: Literal["jsonl"]
-    train: InputPath
-    val: InputPath | None = None
+
+class RowData(Section):
+    """What rows on disk have in common; see mentor_base/data/sources.py."""
+
+    train: InputFiles = Field(description="a file, a glob, or a list of them")
+    val: InputFiles | None = None
+    broken_rate: Probability = Field(0.01, description="share of rows with broken pictures that stops the run")
+
+
+class JsonlData(RowData):
+    """One row per line, picture paths relative to the file; see mentor_base/data/jsonl.py."""
+
+    source: Literal["jsonl"] = "jsonl"
+
+
+class ShardData(RowData):
+    """Tar archives as webdataset has them; see mentor_base/data/shards.py."""
+
+    source: Literal["shards"] = "shards"
+    index: str | None = Field(None, description="folder for the shards' indexes; default: beside each shard")
+
+
+class ParquetData(RowData):
+    """Tables whose columns are a row's keys; see mentor_base/data/parquet.py."""
+
+    source: Literal["parquet"] = "parquet"
+    cache: str | None = Field(None, description="folder for the memory-mapped copies; default: that of `datasets`")
 
 
 def _source(data: Any) -> Any:
     return data.get("source", "emoji") if isinstance(data, dict) else getattr(data, "source", None)
 
 
-Data = Annotated[Annotated[EmojiData, Tag("emoji")] | Annotated[JsonlData, Tag("jsonl")], Discriminator(_source)]
+Data = Annotated[
+    Annotated[EmojiData, Tag("emoji")]
+    | Annotated[JsonlData, Tag("jsonl")]
+    | Annotated[ShardData, Tag("shards")]
+    | Annotated[ParquetData, Tag("parquet")],
+    Discriminator(_source),
+]
 
 
 class Mixture(Section):

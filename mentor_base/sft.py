@@ -39,6 +39,7 @@ from mentor_base.callbacks import (
     take_up,
 )
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
+from mentor_base.data.broken import read_report
 from mentor_base.data.mixture import World, world_of
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
@@ -84,7 +85,7 @@ def train_stage(
         torch.set_num_threads(optimisation.threads)
     hide_bars()
     args = training_arguments(optimisation, checkpoints, report_to, seed, run)
-    world = world_of(stage.mixture.data)
+    world = world_of(stage.mixture.data, run.broken_file)
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
     set_trained_parts(policy, stage.train)
@@ -275,6 +276,7 @@ def finish(trainer: StageTrainer, processor: MentorProcessor, run: RunFolder) ->
             "total": sum(parameter.numel() for parameter in policy.parameters()),
             "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
         },
+        broken_rows=len(read_report(run.broken_file)),
         metrics=trainer.last_metrics or _last_validation(run),
     )
     partial_folder.rename(run.final)

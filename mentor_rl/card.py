@@ -190,7 +190,7 @@ def _grids(run: RunFolder, folder: Path) -> str:
 
 def _licence(recipe: Mapping[str, Any]) -> str:
     lines = ["## Licence\n", "Weights and code: Apache-2.0 (LICENSE)."]
-    if "jsonl" in str(_sources(recipe)):
+    if set(_sources(recipe)) - {"emoji"}:
         lines.append("Trained on data of the recipe's author, whose terms may restrict the use of these weights.")
     lines.append(
         "The drawings of the embedded emoji world, on which this model or what it started from was trained, are free "

@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from collections.abc import Iterator, Sequence
+from glob import iglob
 from pathlib import Path
 from typing import Any, get_args
 
@@ -80,6 +81,9 @@ def _inputs_of(value: Any, keys: Keys, marked: bool) -> Iterator[tuple[Keys, str
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _inputs_of(item, (*keys, key), marked)
+    elif isinstance(value, tuple):
+        for place, item in enumerate(value):
+            yield from _inputs_of(item, (*keys, place), marked)
     elif marked and isinstance(value, str):
         yield keys, value
 
@@ -132,6 +136,10 @@ class _Reader:
             if candidate.exists():
                 _refuse_unfinished(candidate, f"{place}: {'.'.join(map(str, keys))}")
                 return _from_here(candidate) + suffix
+            if (
+                next(iglob(str(candidate), recursive=True), None) is not None
+            ):  # the pattern stays: its reader expands it
+                return _from_here(candidate)
         tried = " nor ".join(dict.fromkeys(_from_here(candidate) for candidate in candidates))
         neither = "neither " if " nor " in tried else ""
         hint = _recipe_that_makes(file, self.path.parent)
@@ -177,10 +185,10 @@ def _override(data: dict[str, Any], text: str) -> Keys:
 def _put(data: dict[str, Any], keys: Keys, value: Any) -> None:
     section: Any = data
     for depth, key in enumerate(keys[:-1]):
-        if section.get(key) is None:
+        if isinstance(section, dict) and section.get(key) is None:
             section[key] = {}
         section = section[key]
-        if not isinstance(section, dict):
+        if not isinstance(section, dict) and not (isinstance(section, list) and isinstance(keys[depth + 1], int)):
             above = ".".join(map(str, keys[: depth + 1]))
             raise UserError(f"command line: {'.'.join(map(str, keys))}: {above} is a value, not a section")
     section[keys[-1]] = copy.deepcopy(value)

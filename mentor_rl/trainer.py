@@ -163,7 +163,7 @@ def build_trainer(
     silence_dropout(policy)
     frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
     reference = load_policy(recipe.policy)[0] if algorithm.beta > 0 else None
-    world = world_of(recipe.prompts.data)
+    world = world_of(recipe.prompts.data, run.broken_file)
     rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
     count = rollouts * algorithm.prompts_per_step
     prompts = PromptList(recipe.prompts.data, recipe.prompts.weights, recipe.prompts.split, recipe.seed, count, world)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
-from mentor_base.data.sources import JsonlWorld
+from mentor_base.data.sources import RowWorld
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import Data, EmojiData, Mixture
 
@@ -36,9 +37,9 @@ class World(Protocol):
         """The texts that a tokenizer has to know."""
 
 
-def world_of(data: Data) -> World:
-    """The world that a recipe's ``data`` section describes."""
-    return EmojiWorld(data) if isinstance(data, EmojiData) else JsonlWorld(data)
+def world_of(data: Data, report: Path | None = None) -> World:
+    """The world that a recipe's ``data`` section describes; ``report`` is where rows with broken pictures are named."""
+    return EmojiWorld(data) if isinstance(data, EmojiData) else RowWorld(data, report)
 
 
 class TaskDraw:

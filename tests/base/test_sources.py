@@ -1,54 +1,50 @@
-"""Rows on disk: strict lines, lazy pixels, every error on one line that says where."""
+"""Rows on disk: strict lines, lazy pixels, fixed orders, broken pictures skipped the same way for everyone."""
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
-from PIL import Image
+from row_files import red, row, save_pictures, write_jsonl
+from torch.utils.data import DataLoader
 
+from mentor_base.data.broken import FEWEST, read_report
+from mentor_base.data.jsonl import JsonlFile, scan_jsonl
 from mentor_base.data.mixture import MixtureDataset, world_of
-from mentor_base.data.sources import JsonlWorld, read_jsonl
+from mentor_base.data.order import shuffled
+from mentor_base.data.rows import BrokenPicture, FilePicture
+from mentor_base.data.schema import Example
+from mentor_base.data.sources import RowWorld, data_of_path, files_of
 from mentor_base.errors import UserError
 from mentor_base.settings import JsonlData, Mixture
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    for k in range(5):
-        Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / f"{k}.png")
-    Image.new("L", (8, 8), 255).save(tmp_path / "mask.png")
-    (tmp_path / "text.png").write_text("not a picture")
-    Image.effect_noise((64, 64), 90).save(tmp_path / "noise.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "noise.png").read_bytes()[:900])
+    save_pictures(tmp_path)
     return tmp_path
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    return {"task": "subject", "text": "<image> this fox", "images": ["0.png"], "target": "1.png", **changes}
-
-
-def write(folder: Path, *rows: Any) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
-    return path
+def world(path: Path, report: Path | None = None, **settings: Any) -> RowWorld:
+    return RowWorld(JsonlData(train=str(path), **settings), report)
 
 
 def test_rows_become_examples(folder: Path) -> None:
-    path = write(
+    path = write_jsonl(
         folder,
         row(subject="fox", mask="mask.png", meta={"style": "flat"}),
         "",
-        row(task="t2i", text="a fox", images=[], target="clear.png", subject=None),
+        row(task="t2i", text="ein Fuchs, süß\u2028", images=[], target="clear.png", subject=None),
     )
-    first, second = (entry.load() for entry in read_jsonl(path))
+    first, second = (entry.load() for entry in JsonlFile(path))
     assert (first.task, first.subject, first.meta["style"]) == ("subject", "fox", "flat")
     assert first.meta["where"] == f"{path}:1"
     assert first.mask is not None
-    assert first.images[0].getpixel((0, 0)) == (0, 0, 0)
+    assert red(first.images[0]) == 0
     assert second.meta["where"] == f"{path}:3"
     assert second.target.getpixel((0, 0)) == (255, 255, 255), "alpha goes over white"
 
@@ -58,13 +54,9 @@ def test_rows_become_examples(folder: Path) -> None:
     [
         (row(imgaes=[]), "unknown key 'imgaes'; did you mean 'images'"),
         (row(task="subjct"), "unknown task 'subjct'; did you mean 'subject'"),
-        (row(images=["no.png"]), r"images\[0\]: expected a readable picture, found .*no.png: no such file"),
-        (row(images=["text.png"]), r"images\[0\]: expected a readable picture, found .*text.png of another kind"),
-        (row(images=["."]), r"images\[0\]: expected a readable picture, found .*: Is a directory"),
-        (row(target="no.png"), "target: expected a readable picture"),
-        (row(mask="no.png"), "mask: expected a readable picture"),
         (row(images=[3]), r"images\[0\]: expected a picture path, found 3"),
         (row(images="0.png"), 'images: expected a list of picture paths, found "0.png"'),
+        (row(target=None), "target: expected a picture path, found null"),
         (row(text="<image> and <image>"), "expected one <image> mark per picture, found 2 marks and 1 pictures"),
         (row(text="a fox"), "expected one <image> mark per picture, found 0 marks and 1 pictures"),
         (row(task="t2i", text=" ", images=[]), "expected a caption, found an empty text"),
@@ -75,41 +67,176 @@ def test_rows_become_examples(folder: Path) -> None:
     ],
 )
 def test_bad_rows_are_refused_with_their_line(folder: Path, bad: Any, message: str) -> None:
+    path = write_jsonl(folder, row(), bad, row())
     with pytest.raises(UserError, match=r"rows\.jsonl:2: " + message) as caught:
-        read_jsonl(write(folder, row(), bad))
+        JsonlFile(path)
     assert "\n" not in str(caught.value)
+    found = list(scan_jsonl(path))
+    assert [isinstance(each, UserError) for each in found] == [False, True, False]
 
 
-def test_a_truncated_picture_is_refused_when_it_is_decoded(folder: Path) -> None:
-    entry = read_jsonl(write(folder, row(target="cut.png")))[0]
-    with pytest.raises(UserError, match=r"rows.jsonl:1: target: expected a readable picture, found .*cut.png"):
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": ["no.png"]}, r"images\[0\]: expected a readable picture, found .*no.png: no such file"),
+        ({"images": ["text.png"]}, r"images\[0\]: expected a readable picture, found .*text.png of another kind"),
+        ({"images": ["."]}, r"images\[0\]: expected a readable picture, found .*: Is a directory"),
+        ({"target": "cut.png"}, "target: expected a readable picture, found .*cut.png: "),
+        ({"target": "a\0b.png"}, "target: expected a readable picture, found .*null"),
+        ({"mask": "no.png"}, "mask: expected a readable picture"),
+        (
+            {"mask": "noise.png"},
+            r"mask: expected a readable picture, found \(64, 64\) pixels over a target of \(8, 8\)",
+        ),
+    ],
+)
+def test_broken_pictures_are_found_when_they_are_decoded(folder: Path, changes: Any, message: str) -> None:
+    entry = JsonlFile(write_jsonl(folder, row(**changes)))[0]
+    with pytest.raises(BrokenPicture, match=r"rows.jsonl:1: " + message):
         entry.load()
+
+
+def test_a_failing_disk_is_not_a_broken_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: FilePicture) -> BinaryIO:
+        raise OSError(errno.EIO, "Input/output error", str(self.path))
+
+    entry = JsonlFile(write_jsonl(folder, row()))[0]
+    monkeypatch.setattr(FilePicture, "open", fail)
+    with pytest.raises(UserError, match=r"cannot read .*0.png now: Input/output error") as caught:
+        entry.load()
+    assert not isinstance(caught.value, BrokenPicture)
 
 
 def test_missing_and_empty_files(folder: Path) -> None:
     with pytest.raises(UserError, match=r"none.jsonl: expected a readable JSONL file, found no such file"):
-        read_jsonl(folder / "none.jsonl")
+        JsonlFile(folder / "none.jsonl")
     with pytest.raises(UserError, match="expected at least one row"):
-        read_jsonl(write(folder, ""))
+        JsonlFile(write_jsonl(folder, ""))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 64, 1000])
+def test_orders_are_permutations_that_differ(length: int) -> None:
+    orders = [[shuffled(k, length, f"t2i/train/0/{turn}") for k in range(length)] for turn in range(3)]
+    assert all(sorted(order) == list(range(length)) for order in orders)
+    if length > 5:
+        assert orders[0] != orders[1] != orders[2]
+    if length == 1000:  # no row stays near its place: the mean distance of a random order is a third
+        assert 250 < sum(abs(n - k) for k, n in enumerate(orders[0])) / length < 420
+
+
+def test_first_rows_of_passes_are_evenly_spread() -> None:
+    counts = [0] * 5
+    for turn in range(2000):
+        counts[shuffled(0, 5, f"key/{turn}")] += 1
+    assert all(330 < count < 470 for count in counts)
 
 
 def test_each_pass_shows_every_row_once(folder: Path) -> None:
-    path = write(folder, *(row(target=f"{k}.png") for k in range(5)))
-    world = JsonlWorld(JsonlData(source="jsonl", train=str(path)))
-    reds = [world.example("subject", "train", 0, i).target.getpixel((0, 0))[0] for i in range(15)]
+    rows = world(write_jsonl(folder, *(row(target=f"{k}.png") for k in range(5))))
+    reds = [red(rows.example("subject", "train", 0, i).target) for i in range(15)]
     passes = [reds[:5], reds[5:10], reds[10:]]
     assert all(sorted(seen) == [0, 1, 2, 3, 4] for seen in passes)
     assert len({tuple(seen) for seen in passes}) > 1
 
 
+def test_several_files_are_one_sequence(folder: Path) -> None:
+    for k in range(4):
+        write_jsonl(folder, row(target=f"{k}.png", text=f"<image> {k}"), name=f"part-{k}.jsonl")
+    rows = RowWorld(JsonlData(train=(str(folder / "part-3.jsonl"), str(folder / "part-[0-2].jsonl"))))
+    assert rows.corpus() == ["<image> 3", "<image> 0", "<image> 1", "<image> 2"]
+    assert sorted(red(rows.example("subject", "train", 0, i).target) for i in range(4)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="expected at least one file, found none that matches"):
+        files_of(str(folder / "shard-*.jsonl"))
+
+
+def broken_rows(folder: Path, good: int = 4, bad: int = 1) -> Path:
+    rows = [row(target=f"{k}.png") for k in range(good)] + [row(target="cut.png")] * bad
+    return write_jsonl(folder, *rows)
+
+
+def draw_all(rows: RowWorld, count: int) -> None:
+    for i in range(count):
+        rows.example("subject", "train", 0, i)
+
+
+def where(example: Example) -> str:
+    return str(example.meta["where"]).rpartition(":")[2]
+
+
+class Drawn(MixtureDataset):
+    """Only the line numbers, so that a DataLoader can batch them."""
+
+    def __getitem__(self, i: int) -> int:  # type: ignore[override]
+        return int(where(super().__getitem__(i)))
+
+
+def test_a_broken_picture_gives_way_to_the_next_row_of_its_pass(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, report = broken_rows(folder), folder / "broken.jsonl"
+    rows = world(path, report, broken_rate=1)
+    order = [shuffled(k, 5, "subject/train/7/0") for k in range(5)]
+    at = order.index(4)  # the fifth row is broken
+    with caplog.at_level(logging.WARNING):
+        seen = [int(where(rows.example("subject", "train", 7, i))) - 1 for i in range(5)]
+    expected = [order[(at + 1) % 5] if n == 4 else n for n in order]
+    assert seen == expected
+    for i in range(5, 15):
+        rows.example("subject", "train", 7, i)
+    assert (rows.broken.met, rows.broken.drawn) == (3, 18)
+    assert [line["row"] for line in read_report(report)] == [f"{path}:5"]
+    assert len(report.read_text().splitlines()) == 1, "named once, although it was met three times"
+    assert len(caplog.records) == 1
+
+
+def test_workers_and_resumed_runs_see_the_same_rows(folder: Path) -> None:
+    data = JsonlData(train=str(broken_rows(folder, 4, 2)), broken_rate=1)
+    drawn = Drawn(Mixture(data=data, weights={"subject": 1.0}), "train", 3, 24, RowWorld(data, folder / "broken.jsonl"))
+    alone = [drawn[i] for i in range(24)]
+    spread = [n for batch in DataLoader(drawn, batch_size=4, num_workers=2) for n in batch.tolist()]
+    assert spread == alone
+    assert [drawn[i] for i in range(13, 24)] == alone[13:]
+    assert len(read_report(folder / "broken.jsonl")) == 2
+
+
+def test_too_many_broken_pictures_stop_the_run(folder: Path) -> None:
+    rows = world(broken_rows(folder, 2, 2), folder / "broken.jsonl")
+    with pytest.raises(UserError, match=rf"expected at most 1.00% .* found {FEWEST} of \d+, named in .*broken.jsonl"):
+        draw_all(rows, 1000)
+    strict = world(broken_rows(folder), broken_rate=0)
+    with pytest.raises(BrokenPicture, match=r"rows.jsonl:5: target"):
+        draw_all(strict, 5)
+
+
+def test_a_wrong_folder_is_found_at_once(folder: Path) -> None:
+    path = write_jsonl(folder, *[row(target="no/1.png")] * 20)
+    with pytest.raises(
+        UserError, match=r"none of 8 rows tried has readable pictures; the first: .*rows.jsonl:1: target"
+    ):
+        world(path)
+
+
 def test_worlds_from_recipes(folder: Path) -> None:
-    path = write(folder, row(), row(task="t2i", text="a fox", images=[]))
+    path = write_jsonl(folder, row(), row(task="t2i", text="a fox", images=[]))
     data = JsonlData(source="jsonl", train=str(path))
-    world = world_of(data)
-    assert world.tasks == ("t2i", "subject")
-    assert sorted(world.corpus()) == ["<image> this fox", "a fox"]
+    rows = world_of(data)
+    assert rows.tasks == ("t2i", "subject")
+    assert sorted(rows.corpus()) == ["<image> this fox", "a fox"]
     assert MixtureDataset(Mixture(data=data, weights={"t2i": 1.0}), "train", 0, 3)[2].text == "a fox"
     with pytest.raises(UserError, match="expected a split of train, found 'val'"):
-        world.example("t2i", "val", 0, 0)
+        rows.example("t2i", "val", 0, 0)
     with pytest.raises(UserError, match=r"weights.editing: expected a task of the data, known: subject, t2i"):
         MixtureDataset(Mixture(data=data, weights={"editing": 1.0}), "train", 0, 3)
+
+
+def test_settings_by_path(folder: Path) -> None:
+    path = write_jsonl(folder, row())
+    assert data_of_path(str(path)) == JsonlData(train=str(path))
+    assert data_of_path(str(folder)) == JsonlData(train=str(folder / "*.jsonl"))
+    for name, message in (
+        (str(folder / "0.png"), "expected a file, glob or folder of .jsonl, .tar, .parquet, found '.png'"),
+        (str(folder / "no.tar"), "expected rows, found no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            data_of_path(name)
+    (folder / "x.tar").write_bytes(json.dumps({}).encode())
+    with pytest.raises(UserError, match=r"expected files of one kind .*, found .jsonl and .tar"):
+        data_of_path(str(folder))

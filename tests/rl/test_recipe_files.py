@@ -229,3 +229,20 @@ checkpoints: {every: 1}
     assert isinstance(loaded, SftRecipe)
     with pytest.raises(UserError, match="unknown size 'tinny'; did you mean 'tiny'"):
         check_names(loaded, str(path))
+
+
+def test_data_files_are_one_a_list_or_a_glob(recipe: Path) -> None:
+    _edit(recipe, "{shapes: 0.5}", "{source: jsonl, train: [a.jsonl, 'parts/*.jsonl']}")
+    assert _error(recipe).splitlines() == [
+        "recipes/x.yaml:5: prompts.data.train.0: expected an existing path, found neither recipes/a.jsonl nor a.jsonl",
+        "recipes/x.yaml:5: prompts.data.train.1: expected an existing path, "
+        "found neither recipes/parts/*.jsonl nor parts/*.jsonl",
+    ]
+    (recipe.parent / "a.jsonl").touch()
+    Path("parts").mkdir()
+    Path("parts/1.jsonl").touch()
+    prompts = resolved(load_recipe(recipe))["prompts"]
+    assert prompts["data"]["train"] == ["recipes/a.jsonl", "parts/*.jsonl"]
+    line = _error(recipe, "prompts.data.train.0=b.jsonl")
+    assert line == "command line: prompts.data.train.0: prompts.data.train is a value, not a section"
+    assert "unknown name 'shard'; did you mean 'shards'?" in _error(recipe, "prompts.data.source=shard")

@@ -1,0 +1,100 @@
+"""``source: jsonl``: one row a line, as rows.py has them; pictures are paths relative to the file.
+
+    {"task": "subject", "text": "<image> this fox in line art style", "images": ["fox.png"], "target": "fox-line.png",
+     "subject": "fox", "mask": null, "meta": {"style": "line art"}}
+
+In memory a file is two numbers a row: the offset of its line and its line number.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mentor_base.data.rows import FilePicture, Row, check_facts, check_keys, os_reason, parse_object, shown
+from mentor_base.data.schema import TASKS
+from mentor_base.errors import UserError
+
+
+class JsonlFile:
+    """A RowFile over lines. Empty lines are allowed.
+
+    Raises:
+        UserError: the first line that cannot be used, as ``file.jsonl:12: images[0]: expected ..., found ...``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tasks = array("B")
+        self._offsets, self._numbers = array("q"), array("q")
+        for number, offset, line in _lines(path):
+            row = parse_line(line, f"{path}:{number}", path.parent)
+            self.tasks.append(TASKS.index(row.task))
+            self._offsets.append(offset)
+            self._numbers.append(number)
+        if not self.tasks:
+            raise UserError(f"{path}: expected at least one row, found an empty file")
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __getitem__(self, n: int) -> Row:
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[n])
+            line = file.readline()
+        return parse_line(line, f"{self.path}:{self._numbers[n]}", self.path.parent)
+
+    def texts(self) -> Iterator[str]:
+        for number, _, line in _lines(self.path):
+            yield parse_line(line, f"{self.path}:{number}", self.path.parent).text
+
+
+def scan_jsonl(path: Path) -> Iterator[Row | UserError]:
+    """Every row in order, and in place of a row that cannot be used its error."""
+    for number, _, line in _lines(path):
+        try:
+            yield parse_line(line, f"{path}:{number}", path.parent)
+        except UserError as error:
+            yield error
+
+
+def parse_line(line: bytes, where: str, folder: Path) -> Row:
+    """The row of one line; paths are joined to ``folder``."""
+    entry = parse_object(line.rstrip(b"\r\n"), where)  # so that columns count from the line
+    check_keys(entry, where)
+    images = entry.get("images", [])
+    if not isinstance(images, list):
+        raise UserError(f"{where}: images: expected a list of picture paths, found {shown(images)}")
+    facts = check_facts(entry, where, len(images))
+    mask = entry.get("mask")
+    return Row(
+        where=where,
+        task=facts.task,
+        text=facts.text,
+        images=tuple(_picture(name, f"{where}: images[{k}]", folder) for k, name in enumerate(images)),
+        target=_picture(entry["target"], f"{where}: target", folder),
+        subject=facts.subject,
+        mask=None if mask is None else _picture(mask, f"{where}: mask", folder),
+        meta=facts.meta,
+    )
+
+
+def _picture(name: Any, where: str, folder: Path) -> FilePicture:
+    if not isinstance(name, str):
+        raise UserError(f"{where}: expected a picture path, found {shown(name)}")
+    return FilePicture(folder / name)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(line number from 1, offset in bytes, line) of every line that is not empty."""
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, offset, line
+                offset += len(line)
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable JSONL file, found {os_reason(error)}") from error
