@@ -1,31 +1,12 @@
-"""Policies and tokenizers on disk: strict loading, storage in float16, and the reference checkpoints' names.
+"""Policies and tokenizers on disk: strict loading, storage in half precision.
 
-| LlamaGen t2i | here (under ``decoder.``) |
-|---|---|
-| cls_embedding.uncond_embedding | uncond |
-| cls_embedding.cap_proj.fc{1,2} | cap_proj.fc{1,2} |
-| tok_embeddings | embedding |
-| layers.i.attention.{wqkv,wo} | blocks.i.{qkv,out} |
-| layers.i.feed_forward.{w1,w3} | blocks.i.gate_up, w1 above w3 |
-| layers.i.feed_forward.w2 | blocks.i.down |
-| layers.i.{attention_norm,ffn_norm} | blocks.i.{attention_norm,ffn_norm} |
-| norm, output | norm, head |
-
-| MENTOR adds | here (under ``encoder.``) |
-|---|---|
-| multimodal_encoder.vision_model.vision_tower.vision_model | vision.clip |
-| multimodal_encoder.language_projection.{0,2} | connector.fc{1,2} |
-| multimodal_encoder.language_model | text |
-
-The LlamaGen decoder was trained with ``prefix_rotation="zero"``, MENTOR's with "identity" (config.py): the weights do
-not carry this fact, the caller's config does.
+Checkpoints of others: reference_import.py and reference_export.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,28 +18,11 @@ from transformers.utils import logging
 from mentor_base.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from mentor_base.config import MentorConfig
     from mentor_base.model import MentorForConditionalGeneration
     from mentor_base.processor import MentorProcessor
     from mentor_base.vq import VQModel
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
-RENAMES = (
-    (r"^cls_embedding\.uncond_embedding$", "decoder.uncond"),
-    (r"^cls_embedding\.cap_proj\.", "decoder.cap_proj."),
-    (r"^tok_embeddings\.", "decoder.embedding."),
-    (r"^layers\.(\d+)\.attention\.wqkv\.", r"decoder.blocks.\1.qkv."),
-    (r"^layers\.(\d+)\.attention\.wo\.", r"decoder.blocks.\1.out."),
-    (r"^layers\.(\d+)\.feed_forward\.w2\.", r"decoder.blocks.\1.down."),
-    (r"^layers\.(\d+)\.(attention_norm|ffn_norm)\.", r"decoder.blocks.\1.\2."),
-    (r"^norm\.", "decoder.norm."),
-    (r"^output\.", "decoder.head."),
-    (r"^multimodal_encoder\.vision_model\.vision_tower\.vision_model\.", "encoder.vision.clip."),
-    (r"^multimodal_encoder\.language_projection\.0\.", "encoder.connector.fc1."),
-    (r"^multimodal_encoder\.language_projection\.2\.", "encoder.connector.fc2."),
-    (r"^multimodal_encoder\.language_model\.", "encoder.text."),
-)
-GATE = re.compile(r"^layers\.(\d+)\.feed_forward\.w1\.weight$")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def save_policy(
@@ -168,70 +132,3 @@ def check_names(where: str, missing: Iterable[str], unknown: Iterable[str]) -> N
         raise UserError(f"{where}: {len(surplus)} unknown tensors, the first is '{surplus[0]}'{hint}")
     if absent:
         raise UserError(f"{where}: {len(absent)} tensors are missing, the first is '{absent[0]}'")
-
-
-def import_llamagen(state: Mapping[str, torch.Tensor], config: MentorConfig) -> dict[str, torch.Tensor]:
-    """A LlamaGen t2i state dict under the names of ``Decoder`` (no ``decoder.`` in front).
-
-    Raises:
-        UserError: missing, unknown or misshapen tensors.
-    """
-    renamed = {key.removeprefix("decoder."): tensor for key, tensor in _renamed(state).items()}
-    _check_against(renamed, _shapes(config, "decoder."), "LlamaGen checkpoint")
-    return renamed
-
-
-def import_mentor(state: Mapping[str, torch.Tensor], config: MentorConfig) -> dict[str, torch.Tensor]:
-    """A MENTOR state dict (decoder and multimodal encoder) under our names; all but ``vq.*``.
-
-    Raises:
-        UserError: missing, unknown or misshapen tensors.
-    """
-    renamed = _renamed(state)
-    wanted = {key: shape for key, shape in _shapes(config, "").items() if not key.startswith("vq.")}
-    _check_against(renamed, wanted, "MENTOR checkpoint")
-    return renamed
-
-
-def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
-    """The state dict inside LlamaGen's and MENTOR's wrappers ("model", "module", "state_dict", or none)."""
-    for key in ("model", "module", "state_dict"):
-        if isinstance(checkpoint.get(key), Mapping):
-            inner: Mapping[str, torch.Tensor] = checkpoint[key]
-            return inner
-    return checkpoint
-
-
-def _renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed: dict[str, torch.Tensor] = {}
-    for key, tensor in state.items():
-        if ".feed_forward.w3." in key:
-            continue  # goes with its w1
-        gate = GATE.match(key)
-        if gate:
-            up = state.get(key.replace(".w1.", ".w3."))
-            if up is None:
-                raise UserError(f"checkpoint: '{key}' has no '{key.replace('.w1.', '.w3.')}' beside it")
-            renamed[f"decoder.blocks.{gate[1]}.gate_up.weight"] = torch.cat([tensor, up])
-            continue
-        for pattern, name in RENAMES:
-            key, hits = re.subn(pattern, name, key)
-            if hits:
-                break
-        renamed[key] = tensor
-    return renamed
-
-
-def _shapes(config: MentorConfig, prefix: str) -> dict[str, torch.Size]:
-    from mentor_base.model import MentorForConditionalGeneration
-
-    with torch.device("meta"):
-        state = MentorForConditionalGeneration(config).state_dict()
-    return {key.removeprefix(prefix): tensor.shape for key, tensor in state.items() if key.startswith(prefix)}
-
-
-def _check_against(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Size], where: str) -> None:
-    check_names(where, wanted.keys() - state.keys(), state.keys() - wanted.keys())
-    for key, tensor in state.items():
-        if tensor.shape != wanted[key]:
-            raise UserError(f"{where}: '{key}': expected shape {tuple(wanted[key])}, found {tuple(tensor.shape)}")

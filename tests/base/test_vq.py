@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mentor_base.errors import UserError
+from mentor_base.reference_import import import_vq16
 from mentor_base.vq import VQConfig, VQModel
-from mentor_base.vq_import import import_vq16
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
 SMALL = {
@@ -68,13 +68,15 @@ def test_import_is_strict(change: str) -> None:
     state = {key: torch.empty(size, device="meta") for key, size in keys.items()}
     if change == "missing":
         del state["encoder.mid.1.q.weight"]
-        message = "expected tensor 'encoder.middle.attention.query.weight', which is missing"
+        message = (
+            r"do not fit \(1 missing\): 'encoder.mid.1.q.weight': missing; looks like a VQ-16 tokenizer"
+        )
     elif change == "extra":
         state["encoder.mid.3.q.weight"] = torch.empty(1)
-        message = "unknown tensor 'encoder.mid.3.q.weight'; did you mean"
+        message = "'encoder.mid.3.q.weight': unknown"
     else:
         state["quant_conv.bias"] = torch.empty(4)
-        message = r"to_code.bias: expected shape \(8,\), found \(4,\)"
+        message = r"'quant_conv.bias': expected shape \(8,\), found \(4,\)"
     with pytest.raises(UserError, match=message):
         import_vq16(state)
 
