@@ -147,12 +147,17 @@ class GrpoRecipe(Common):
     report_to: tuple[str, ...] = ()
 
 
+TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
+
+
 class EvaluateRecipe(Common):
     """EmojiBench on one or several checkpoints."""
 
     kind: Literal["evaluate"]
     benchmark: Literal["emojibench"]
-    policies: dict[str, InputPath] = Field(description="name -> checkpoint or run folder")
+    policies: dict[str, InputPath | TrainingSeeds] = Field(
+        description="name -> checkpoint or run folder, or a list of them: one method trained with several seeds"
+    )
     evaluator: InputPath
     splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
     items: int = Field(96, gt=0, description="per split")

@@ -48,7 +48,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
         return
     from rich.console import Console
 
-    from mentor_rl.evaluate.emojibench import evaluate
+    from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate
     from mentor_rl.evaluate.result import Result
 
     run = open_run(recipe)
@@ -57,6 +57,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
         say(f"{run.path}: already finished, the result is in {written}")
     result = Result.read(written) if written.exists() else evaluate(recipe, run)
     Console().print(result.table())
+    print(changes_markdown(result), end="")
 
 
 def start_training(recipe: Recipe, run: RunFolder) -> None:

@@ -15,7 +15,6 @@ Rows beside the policies, on the same items:
     target                    the true drawing: the ceiling of the measure
     target, tokenizer         the same through the first policy's VQ tokenizer: the ceiling of any policy
 
-Finished cells (policy, split, seed, scale) are kept on disk, so an interrupted benchmark goes on where it stopped.
 Published DreamBench++ numbers come from another judge and other pictures: never put them in one table with these.
 
 Shapes: I items, S sampling seeds.
@@ -23,11 +22,9 @@ Shapes: I items, S sampling seeds.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mentor_rewards.composite import Composite
@@ -37,16 +34,13 @@ from PIL import Image
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.errors import UserError, nearest
-from mentor_base.images import contact_sheet, to_images, to_pixels
-from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.images import to_images, to_pixels
 from mentor_base.progress import ProgressBar
-from mentor_base.runlog import RunFolder
 from mentor_base.settings import EmojiData, Sampling, Split
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.result import Result, Value
-from mentor_rl.recipe import EvaluateRecipe
 
 if TYPE_CHECKING:
     from mentor_base.model import MentorForConditionalGeneration
@@ -76,6 +70,13 @@ class Measured:
             np.stack([cell.columns[name] for cell in cells], axis=1) for name in ("cp", "pf", "style", "ground")
         )
         return cls(cp, pf, style, ground, cells[0].pictures)
+
+    @classmethod
+    def joined(cls, members: Sequence[Measured]) -> Measured:
+        """Policies that differ in their training seed, as further seeds of one row."""
+        names = ("cp_IS", "pf_IS", "style_IS", "ground_IS")
+        columns = (np.concatenate([getattr(m, name) for m in members], axis=1) for name in names)
+        return cls(*columns, pictures=members[0].pictures)
 
     def table(self) -> np.ndarray:
         """Per item, seeds averaged: CP, PF, CP·PF of each picture, style, ground -> [I, 5]."""
@@ -109,7 +110,8 @@ def bench_policy(
 
     Args:
         with_reference: False asks with the text alone; CP is still taken against the reference.
-        cells: where finished (policy, split, seed, scale) cells are kept; None keeps none.
+        name: for the progress bar.
+        cells: where this checkpoint's finished (split, seed, scale) cells are kept; None keeps none.
     """
     from mentor_base.generate import draw
 
@@ -119,7 +121,7 @@ def bench_policy(
     store = cells or CellStore(None)
     made = []
     for seed in seeds:
-        key = {"policy": name, "split": split, "seed": seed, "scale": guidance, "items": items}
+        key = {"split": split, "seed": seed, "scale": guidance, "items": items}
         key |= {"temperature": temperature, "with_reference": with_reference}
         cell = store.get(key)
         if cell is None:
@@ -267,175 +269,7 @@ def _policy(result: Result, name: str | None, default: int) -> str:
     return name
 
 
-def evaluate(recipe: EvaluateRecipe, run: RunFolder) -> Result:
-    """Run the benchmark of a recipe: results/emojibench.json, .md and the gallery emojibench.png in the run folder.
-
-    Raises:
-        Interrupted: after Ctrl-C or SIGTERM; finished cells stay.
-    """
-    evaluator = Evaluator.load(recipe.evaluator)
-    with InterruptGuard() as guard:
-        bench = _Bench(recipe, run, evaluator, guard)
-        try:
-            result = bench.run()
-        except Interrupted:
-            raise Interrupted(f"{run.path}: stopped; the same command goes on from the finished parts") from None
-    result.write(run.result_path(BENCHMARK))
-    run.result_path(BENCHMARK).with_suffix(".md").write_text(result.markdown(), encoding="utf-8")
-    return result
-
-
-class _Bench:
-    """One run of ``evaluate``: the rows gathered so far."""
-
-    def __init__(self, recipe: EvaluateRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
-        self.recipe, self.folder, self.evaluator, self.guard = recipe, run, evaluator, guard
-        self.items: dict[str, list[Example]] = {split: bench_items(split, recipe.items) for split in recipe.splits}
-        self.measured: dict[str, dict[str, Measured]] = {split: {} for split in recipe.splits}
-        self.shapes: dict[str, dict[str, np.ndarray]] = {split: {} for split in recipe.splits}
-        self.scales: dict[str, float] = {}
-        self.sweeps: dict[str, dict[str, dict[str, float]]] = {}
-
-    def run(self) -> Result:
-        with ProgressBar(BENCHMARK, self._pictures()) as bar:
-            for number, (name, path) in enumerate(self.recipe.policies.items()):
-                self._policy(name, path, bar, with_baselines=self.recipe.baselines and number == 0)
-        if self.recipe.baselines and not self.recipe.policies:
-            self._baselines(None)
-        for split in self.recipe.splits:
-            self._gallery(split)
-        return self._result()
-
-    def _pictures(self) -> int:
-        """How many pictures the policies draw in all."""
-        each = self.recipe.items
-        sweep = each * len(self.recipe.guidance) if len(self.recipe.guidance) > 1 else 0
-        tests = each * len(self.recipe.splits) * (len(self.recipe.seeds) + 1)
-        only_text = each * len(self.recipe.splits) * len(self.recipe.seeds) if self.recipe.baselines else 0
-        return (sweep + tests) * len(self.recipe.policies) + (only_text if self.recipe.policies else 0)
-
-    def _policy(self, name: str, path: str, bar: ProgressBar, with_baselines: bool) -> None:
-        from mentor_base.checkpoint import load_policy
-
-        model, processor = load_policy(path)
-        judged_by = fingerprint(self.recipe.evaluator)
-        store = CellStore(self.folder.path / "results" / "cells", f"{fingerprint(path)}/{judged_by}", self.guard)
-        common: dict[str, Any] = {
-            "items": self.recipe.items,
-            "temperature": self.recipe.temperature,
-            "batch": self.recipe.batch,
-        }
-        shared: dict[str, Any] = {"name": name, "cells": store, "progress": bar, **common}
-        scale = self._scale(name, model, processor, shared)
-        for split in self.recipe.splits:
-            at = {"split": split, "seeds": self.recipe.seeds, "guidance": scale, **shared}
-            self.measured[split][name] = bench_policy(model, processor, self.evaluator, **at)
-            self.shapes[split][name] = self._shapes(model, processor, name, split, scale, store, common)
-            bar.advance(self.recipe.items, note=f"{name} {split} shapes")
-            if with_baselines:
-                blind = bench_policy(model, processor, self.evaluator, with_reference=False, **at)
-                self.measured[split][f"text only ({name})"] = blind
-        if with_baselines:
-            self._baselines(model)
-
-    def _scale(self, name: str, model: Any, processor: Any, shared: Mapping[str, Any]) -> float:
-        """The policy's best guidance scale on the val split, one sampling seed."""
-        scales = self.recipe.guidance
-        if len(scales) > 1:
-            at = {"split": SWEEP_SPLIT, "seeds": self.recipe.seeds[:1], **shared}
-            sweep = {s: bench_policy(model, processor, self.evaluator, guidance=s, **at) for s in scales}
-            self.sweeps[name] = {f"{s:g}": _point(measured) for s, measured in sweep.items()}
-            self.scales[name] = best_guidance(sweep)
-        else:
-            self.scales[name] = scales[0]
-        return self.scales[name]
-
-    def _shapes(
-        self,
-        model: Any,
-        processor: Any,
-        name: str,
-        split: str,
-        scale: float,
-        store: CellStore,
-        common: Mapping[str, Any],
-    ) -> np.ndarray:
-        key = {"policy": name, "split": split, "task": "shapes", "scale": scale, **common}
-        cell = store.get(key)
-        if cell is None:
-            scores = shapes_score(model, processor, split=split, seed=self.recipe.seeds[0], guidance=scale, **common)
-            cell = Cell({"shapes": scores}, ())
-            store.put(key, cell)
-        store.check_interrupt()
-        return cell.columns["shapes"]
-
-    def _baselines(self, model: Any) -> None:
-        for split, examples in self.items.items():
-            self.measured[split] |= baseline_rows(examples, self.evaluator, model)
-
-    def _result(self) -> Result:
-        metrics: dict[str, dict[str, Value]] = {}
-        per_item: dict[str, dict[str, list[Any]]] = {}
-        for split, rows in self.measured.items():
-            for name, measured in rows.items():
-                key, table = row_name(name, split), measured.table()
-                metrics[key] = metrics_of(table)
-                if name in self.scales:
-                    shapes = self.shapes[split][name]
-                    metrics[key]["shapes"] = bootstrap.estimate(shapes[~np.isnan(shapes), None], lambda m: m[..., 0])
-                    metrics[key]["guidance"] = self.scales[name]
-                per_item[key] = {
-                    "item": [example.meta["where"] for example in self.items[split]],
-                    **{
-                        c: table[:, i].round(5).tolist() for i, c in enumerate(("CP", "PF", "CP·PF", "style", "ground"))
-                    },
-                }
-        asked = self.recipe.items * len(self.recipe.splits)
-        return Result(
-            benchmark=BENCHMARK,
-            metrics=metrics,
-            per_item=per_item,
-            coverage={"items": asked, "scored": sum(len(items) for items in self.items.values())},
-            judge=f"{self.evaluator.name} {fingerprint(self.recipe.evaluator)}",
-            seeds=self.recipe.seeds,
-            details={
-                "policies": list(self.recipe.policies),
-                "splits": list(self.recipe.splits),
-                "guidance": self.scales,
-                "sweep": {"split": SWEEP_SPLIT, "policies": self.sweeps},
-                "temperature": self.recipe.temperature,
-            },
-        )
-
-    def _gallery(self, split: Split) -> None:
-        """One line per item: reference, true drawing, then a picture of each policy; the prompt below it."""
-        examples = self.items[split][:GALLERY_ITEMS]
-        drawn = [
-            m.pictures for name, m in self.measured[split].items() if name in self.scales or name.startswith("text")
-        ]
-        rows = [[e.images[0], e.target, *(pictures[i] for pictures in drawn)] for i, e in enumerate(examples)]
-        first = split == self.recipe.splits[0]
-        file = self.folder.result_path(BENCHMARK if first else f"{BENCHMARK}_{split}").with_suffix(".png")
-        contact_sheet(rows, [example.prompt().plain_text for example in examples]).save(file)
-
-
 def _scored(evaluator: Evaluator, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Cell:
     scores = evaluator.score(images, prompts)
     columns = {"cp": scores.cp_N, "pf": scores.pf_N, "style": scores.style_N, "ground": scores.ground_N}
     return Cell(columns, tuple(images[:GALLERY_ITEMS]))
-
-
-def _point(measured: Measured) -> dict[str, float]:
-    cp, pf = float(measured.cp_IS.mean()), float(measured.pf_IS.mean())
-    return {"CP": round(cp, 5), "PF": round(pf, 5), "CP·PF": round(cp * pf, 5)}
-
-
-def fingerprint(path: str | Path) -> str:
-    """Twelve digits that change with the weights of a checkpoint (a folder, or a run folder with ``final/``)."""
-    folder = Path(path)
-    folder = folder / "final" if (folder / "final").is_dir() else folder
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:12]

@@ -41,6 +41,21 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def other_policy(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``random_policy`` with another head, as another training seed would leave it."""
+    import torch
+
+    from mentor_base.checkpoint import load_policy, save_policy
+
+    model, processor = load_policy(random_policy)
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.decoder.head.weight, std=0.5)
+    folder = tmp_path_factory.mktemp("other_policy")
+    save_policy(model, processor, folder)
+    return folder
+
+
 @pytest.fixture
 def grpo_run(random_policy: Path, tmp_path: Path) -> Path:
     """A run folder as GRPO leaves it, around the random policy."""

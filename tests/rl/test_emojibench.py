@@ -20,7 +20,8 @@ from mentor_base.interrupt import Interrupted
 from mentor_base.runlog import RunFolder
 from mentor_rl.evaluate import bootstrap, emojibench
 from mentor_rl.evaluate.cells import Cell, CellStore
-from mentor_rl.evaluate.emojibench import Measured, best_guidance, compare, evaluate, metrics_of, row_name
+from mentor_rl.evaluate.emojibench import Measured, best_guidance, compare, metrics_of, row_name
+from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
 from mentor_rl.evaluate.result import Result
 from mentor_rl.recipe import EvaluateRecipe
@@ -163,14 +164,18 @@ def test_evaluator_files_are_strict(untrained_evaluator: Path, tmp_path: Path) -
 
 
 def test_a_bench_stops_between_cells_and_goes_on(
-    untrained_evaluator: Path, random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained_evaluator: Path,
+    random_policy: Path,
+    other_policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Interrupted in the first test split: a second call draws only what is missing, and ends as an unbroken one."""
     recipe = EvaluateRecipe(
         kind="evaluate",
         run=str(tmp_path / "run"),
         benchmark="emojibench",
-        policies={"before": str(random_policy), "after": str(random_policy)},
+        policies={"before": str(random_policy), "after": (str(random_policy), str(other_policy))},
         evaluator=str(untrained_evaluator),
         splits=("unseen_subjects",),
         items=3,
@@ -198,17 +203,23 @@ def test_a_bench_stops_between_cells_and_goes_on(
             evaluate(recipe, run)
     before_resume = len(drawn)
     result = evaluate(recipe, run)
-    # Per policy: two scales on val, two seeds, shapes; the text-only row has two seeds.
+    # Per checkpoint, one of which has two names: two scales on val, two seeds, shapes; the text-only row has two seeds.
     assert before_resume == 3
     assert len(drawn) == 2 * (2 + 2 + 1) + 2
-    rows = ("before", "after", "text only (before)", "copy the reference", "random training picture", "target")
+    rows = ("before", "after 1", "after 2", "after", "text only (before)", "copy the reference",
+            "random training picture", "target")  # fmt: skip
     assert set(result.metrics) == {row_name(name, "unseen_subjects") for name in (*rows, "target, tokenizer")}
     assert result.metrics[row_name("copy the reference", "unseen_subjects")]["CP"] == pytest.approx([1, 1, 1], abs=1e-5)
     assert Result.read(run.result_path("emojibench")).per_item == result.per_item
     assert run.result_path("emojibench").with_suffix(".png").exists()
-    assert set(result.details["sweep"]["policies"]["after"]) == {"1", "2"}
-    # The two policies are the same checkpoint: nothing changed, for certain.
-    assert compare(result, result)["unseen_subjects"]["CP·PF"] == [0.0, 0.0, 0.0]
+    assert set(result.details["sweep"]["policies"]["after 2"]) == {"1", "2"}
+    # "after 1" is the checkpoint "before"; "after" is the mean of its two training seeds.
+    columns = {name: np.array(result.per_item[row_name(name, "unseen_subjects")]["CP"]) for name in rows[:4]}
+    assert columns["before"].tolist() == columns["after 1"].tolist()
+    assert columns["after"] == pytest.approx((columns["after 1"] + columns["after 2"]) / 2, abs=2e-5)
+    change = compare(result, result)["unseen_subjects"]["CP"][0]
+    assert change == pytest.approx((columns["after"] - columns["before"]).mean(), abs=1e-5)
+    assert "| after | unseen subjects | " in changes_markdown(result)
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
 
