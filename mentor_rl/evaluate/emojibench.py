@@ -75,8 +75,8 @@ class Measured:
     def joined(cls, members: Sequence[Measured]) -> Measured:
         """Policies that differ in their training seed, as further seeds of one row."""
         names = ("cp_IS", "pf_IS", "style_IS", "ground_IS")
-        columns = (np.concatenate([getattr(m, name) for m in members], axis=1) for name in names)
-        return cls(*columns, pictures=members[0].pictures)
+        cp, pf, style, ground = (np.concatenate([getattr(m, name) for m in members], axis=1) for name in names)
+        return cls(cp, pf, style, ground, members[0].pictures)
 
     def table(self) -> np.ndarray:
         """Per item, seeds averaged: CP, PF, CP·PF of each picture, style, ground -> [I, 5]."""
