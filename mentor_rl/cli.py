@@ -1,4 +1,4 @@
-"""The command line: ``mentor demo | train | evaluate | sample | export | report | rewards | recipes``.
+"""The command line: ``mentor demo | train | evaluate | sample | export | report | rewards | recipes | data``.
 
 Only declarations stand here, so that ``mentor --help`` answers at once: each command imports its work when it runs.
 A fault that the user can mend is one line on stderr and exit code 2; a run stopped on request ends with 130.
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mentor_rl.commands.data import data_app
 from mentor_rl.commands.recipes import recipes_app
 from mentor_rl.commands.rewards import rewards_app
 from mentor_rl.failures import exit_code, failure_line
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
 Overrides = Annotated[

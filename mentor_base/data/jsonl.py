@@ -60,6 +60,11 @@ def scan_jsonl(path: Path) -> Iterator[Row | UserError]:
             yield error
 
 
+def count_jsonl(path: Path) -> int:
+    """The number of lines that are not empty."""
+    return sum(1 for _ in _lines(path))
+
+
 def parse_line(line: bytes, where: str, folder: Path) -> Row:
     """The row of one line; paths are joined to ``folder``."""
     entry = parse_object(line.rstrip(b"\r\n"), where)  # so that columns count from the line

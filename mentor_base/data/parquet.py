@@ -78,14 +78,23 @@ def scan_parquet(path: Path, cache: str | None = None) -> Iterator[Row | UserErr
             yield error
 
 
-def _open_table(path: Path, cache: str | None) -> Dataset:
-    """The memory-mapped copy; columns are checked before it is made."""
+def count_parquet(path: Path) -> int:
+    """The number of rows."""
+    return int(_footer(path).num_rows)
+
+
+def _footer(path: Path) -> pq.FileMetaData:
     try:
-        schema = pq.read_schema(path)
+        return pq.read_metadata(path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: expected a readable Parquet file, found no such file") from error
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: expected a readable Parquet file, found {' '.join(str(error).split())}") from error
+
+
+def _open_table(path: Path, cache: str | None) -> Dataset:
+    """The memory-mapped copy; columns are checked before it is made."""
+    schema = _footer(path).schema.to_arrow_schema()
     check_keys(dict.fromkeys(schema.names), str(path))
     for field in schema:
         _check_column(field, str(path))

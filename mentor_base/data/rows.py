@@ -120,7 +120,7 @@ class Row:
         Raises:
             BrokenPicture: the first one that cannot be decoded, or a mask of another size than its target.
         """
-        decoded = {part: _decode(picture, self.where, part) for part, picture in self.pictures()}
+        decoded = {part: decode(picture, self.where, part) for part, picture in self.pictures()}
         target, mask = decoded["target"], decoded.get("mask")
         if mask is not None and mask.size != target.size:
             raise BrokenPicture(self.where, "mask", f"{mask.size} pixels over a target of {target.size}")
@@ -226,18 +226,8 @@ def read_bytes(picture: Picture, row: str, part: str) -> bytes:
         return file.read()
 
 
-def shown(value: object) -> str:
-    """A value in an error line."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def os_reason(error: OSError) -> str:
-    """What the system said, without the path."""
-    return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-
-
-def _decode(picture: Picture, row: str, part: str) -> Image.Image:
+def decode(picture: Picture, row: str, part: str) -> Image.Image:
+    """The pixels: PIL RGB over white, "L" for the part "mask"; raises BrokenPicture."""
     data = io.BytesIO(read_bytes(picture, row, part))
     with _image(data, picture, row, part) as image:
         try:
@@ -247,6 +237,17 @@ def _decode(picture: Picture, row: str, part: str) -> Image.Image:
             raise
         except Exception as error:  # decoders raise whatever they stumble over: struct.error, IndexError, ...
             raise BrokenPicture(row, part, f"{picture.name}: {_reason(error)}") from error
+
+
+def shown(value: object) -> str:
+    """A value in an error line."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def os_reason(error: OSError) -> str:
+    """What the system said, without the path."""
+    return "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
 
 
 def _opened(picture: Picture, row: str, part: str) -> BinaryIO:

@@ -117,6 +117,11 @@ def scan_shard(path: Path) -> Iterator[Row | UserError]:
             yield error
 
 
+def count_shard(path: Path) -> int:
+    """The number of rows."""
+    return sum(1 for _ in _samples(path))
+
+
 def split_name(name: str) -> tuple[str, str]:
     """(key, rest) of a member: ``a/b.target.png`` -> (``a/b``, ``target.png``)."""
     folder, slash, file = name.rpartition("/")

@@ -20,11 +20,11 @@ from itertools import accumulate
 from pathlib import Path
 
 from mentor_base.data.broken import BrokenRows
-from mentor_base.data.jsonl import JsonlFile, scan_jsonl
+from mentor_base.data.jsonl import JsonlFile, count_jsonl, scan_jsonl
 from mentor_base.data.order import shuffled
 from mentor_base.data.rows import BrokenPicture, Row, RowFile
 from mentor_base.data.schema import TASKS, Example
-from mentor_base.data.shards import ShardFile, scan_shard
+from mentor_base.data.shards import ShardFile, count_shard, scan_shard
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import JsonlData, ParquetData, RowData, ShardData
 
@@ -42,10 +42,8 @@ class RowWorld:
     """
 
     def __init__(self, data: RowData, report: Path | None = None) -> None:
-        named = {"train": data.train} | ({"val": data.val} if data.val is not None else {})
-        self.splits = {
-            split: Rows([open_file(data, path) for path in files_of(names)]) for split, names in named.items()
-        }
+        files = split_files(data)
+        self.splits = {split: Rows([open_file(data, path) for path in paths]) for split, paths in files.items()}
         self.broken = BrokenRows(data.broken_rate, report)
         self.tasks: tuple[str, ...] = tuple(task for task in TASKS if task in self.splits["train"].by_task)
         for rows in self.splits.values():
@@ -125,6 +123,23 @@ def scan_file(data: RowData, path: Path) -> Iterator[Row | UserError]:
 
         return scan_parquet(path, data.cache)
     return scan_jsonl(path)
+
+
+def count_rows(data: RowData, path: Path) -> int:
+    """How many rows ``scan_file`` will give, for progress bars; quicker than the scan."""
+    if isinstance(data, ShardData):
+        return count_shard(path)
+    if isinstance(data, ParquetData):
+        from mentor_base.data.parquet import count_parquet
+
+        return count_parquet(path)
+    return count_jsonl(path)
+
+
+def split_files(data: RowData) -> dict[str, list[Path]]:
+    """The files of each split."""
+    named = {"train": data.train} | ({"val": data.val} if data.val is not None else {})
+    return {split: files_of(names) for split, names in named.items()}
 
 
 def files_of(names: str | Sequence[str]) -> list[Path]:

@@ -1,0 +1,72 @@
+"""Rows of any source -> tar shards. Pictures are copied as they are, not encoded again.
+
+The same rows give the same bytes: members have neither times nor owners, and no order but that of the source. Reading
+is by row number, so rows need not be shuffled here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from mentor_base.data.broken import BrokenRows
+from mentor_base.data.rows import BrokenPicture, Row, read_bytes, read_header
+from mentor_base.data.shards import ShardFile
+from mentor_base.errors import UserError
+
+ENDINGS = {"JPEG": "jpg"}  # every other format is its own ending: png, webp, ...
+
+
+def write_shards(rows: Iterable[Row | UserError], out: Path, prefix: str, size: int, broken: BrokenRows) -> list[Path]:
+    """``out/<prefix>-000000.tar`` and on, ``size`` rows each, with their indexes beside them.
+
+    Raises:
+        UserError: the first row that cannot be used, or too many with broken pictures (those are left out).
+    """
+    shards: list[Path] = []
+    samples = enumerate(_whole_rows(rows, broken))
+    while (first := next(samples, None)) is not None:
+        shards.append(out / f"{prefix}-{len(shards):06d}.tar")
+        with tarfile.open(shards[-1], "w", format=tarfile.PAX_FORMAT) as archive:
+            for n, members in chain([first], islice(samples, size - 1)):
+                for name, content in members.items():
+                    _add(archive, f"{n:09d}.{name}", content)
+        ShardFile(shards[-1])  # makes the index, and proves that what was written can be read
+    return shards
+
+
+def _whole_rows(rows: Iterable[Row | UserError], broken: BrokenRows) -> Iterator[dict[str, bytes]]:
+    """Members of each row by the rest of their names."""
+    for row in rows:
+        if isinstance(row, UserError):
+            raise row
+        broken.drawn += 1
+        try:
+            yield _members(row)
+        except BrokenPicture as error:
+            broken.note(error)
+
+
+def _members(row: Row) -> dict[str, bytes]:
+    entry: dict[str, Any] = {"task": row.task, "text": row.text}
+    if row.subject is not None:
+        entry["subject"] = row.subject
+    if row.meta:
+        entry["meta"] = dict(row.meta)
+    members = {"json": json.dumps(entry, ensure_ascii=False, default=str).encode()}
+    for part, picture in row.pictures():
+        form = read_header(picture, row.where, part)[1]
+        name = part.replace("images[", "image").rstrip("]")
+        members[f"{name}.{ENDINGS.get(form, form.lower())}"] = read_bytes(picture, row.where, part)
+    return members
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))

@@ -1,0 +1,224 @@
+"""``mentor data check | import-mentor | shard``: look at rows, convert and pack them, without a training run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import BaseModel
+
+from mentor_base.errors import UserError
+from mentor_base.settings import RowData
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mentor_base.data.check import DataCheck
+    from mentor_base.data.mentor_import import ImportCounts
+    from mentor_base.data.rows import Row
+    from mentor_base.progress import ProgressBar
+
+data_app = typer.Typer(help="Check, convert and pack training data.", no_args_is_help=True)
+
+SHOWN = 20
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE_OR_PATH", help="A recipe, or a .jsonl, .tar, .parquet file, a glob or a folder."),
+]
+NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; must not exist or be empty.")]
+
+
+@data_app.command("check")
+def check_data(
+    source: Source,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, not only its header.")] = False,
+) -> None:
+    """Rows per task, sizes of pictures, and everything that is wrong."""
+    from rich.console import Console
+
+    from mentor_base.data.check import check_rows
+    from mentor_base.data.sources import split_files
+
+    wrong: list[str] = []
+    rows = 0
+    for data in row_sections(source):
+        for split, files in split_files(data).items():
+            found = check_rows(data, files, decode)
+            wrong += [*found.faults, *found.broken]
+            rows += found.rows + len(found.faults)
+            Console().print(_check_table(split, found))
+    for line in wrong[:SHOWN]:
+        print(line)
+    if len(wrong) > SHOWN:
+        print(f"... and {len(wrong) - SHOWN} more")
+    if wrong:
+        raise UserError(f"{source}: {len(wrong)} faults in {rows} rows")
+
+
+@data_app.command("import-mentor")
+def import_mentor_rows(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE.jsonl", help="A Stage-1 or Stage-2 file of MENTOR.")],
+    out: NewFolder,
+    root: Annotated[Path | None, typer.Option(help="Folder of relative paths; default: that of SOURCE.")] = None,
+    moved: Annotated[
+        list[str] | None, typer.Option("--map", metavar="OLD=NEW", help="Another beginning of paths; several times.")
+    ] = None,
+    backgrounds: Annotated[
+        Path | None, typer.Option(help="JSONL list with the key input_image: pictures for recovery.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=16, help="Side of the pictures that are made, in pixels.")] = 512,
+    variants: Annotated[int, typer.Option(min=1, help="Rows per row of recovery and of several objects.")] = 1,
+    seed: int = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Convert only so many rows.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="KEY", help="A key of the rows to leave out.")] = None,
+    broken_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of broken rows that is an error.")] = 0.01,
+) -> None:
+    """Convert MENTOR's rows, whose fields change their meaning with flags: OUT/rows.jsonl, and pictures made for it."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from mentor_base.data.broken import BrokenRows
+    from mentor_base.data.mentor_import import ImportOptions, import_mentor, read_backgrounds
+
+    options = ImportOptions(
+        root=root or source.parent,
+        moved=tuple(_pair(text) for text in moved or ()),
+        size=size,
+        seed=seed,
+        variants=variants,
+        limit=limit,
+        ignore=tuple(ignore or ()),
+    )
+    if backgrounds is not None:
+        options = replace(options, backgrounds=read_backgrounds(backgrounds, options))
+    refuse_full(out)
+    broken = BrokenRows(broken_rate, out / "broken.jsonl")
+    counts = import_mentor(source, out, options, broken)
+    Console().print(_import_table(counts))
+    print(f"{out / 'rows.jsonl'}: {counts.written.total()} rows")
+    _say_broken(broken.met, out)
+
+
+@data_app.command("shard")
+def shard_rows(
+    source: Source,
+    out: NewFolder,
+    size: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 10_000,
+) -> None:
+    """Pack rows and their pictures into tar shards: OUT/train-000000.tar and on, and the same for val."""
+    from mentor_base.data.broken import BrokenRows
+    from mentor_base.data.shard_writer import write_shards
+    from mentor_base.data.sources import count_rows, split_files
+    from mentor_base.progress import ProgressBar
+
+    sections = row_sections(source)
+    if len(sections) != 1:
+        raise UserError(
+            f"{source}: expected one section of data to pack, found {len(sections)}; give its files instead"
+        )
+    data, files = sections[0], split_files(sections[0])
+    refuse_full(out)
+    out.mkdir(parents=True, exist_ok=True)
+    broken = BrokenRows(data.broken_rate, out / "broken.jsonl")
+    for split, paths in files.items():
+        with ProgressBar(f"packing {split}", sum(count_rows(data, path) for path in paths)) as bar:
+            shards = write_shards(_counted(data, paths, bar), out, split, size, broken)
+        print(f"{out}/{split}-*.tar: {len(shards)} shards")
+    _say_broken(broken.met, out)
+
+
+def row_sections(source: str) -> list[RowData]:
+    """The rows that a recipe names, each section once; or those of a path.
+
+    Raises:
+        UserError: a recipe without rows on disk.
+    """
+    from mentor_base.data.sources import data_of_path
+
+    if Path(source).suffix not in (".yaml", ".yml"):
+        return [data_of_path(source)]
+    from mentor_rl.recipe_files import load_recipe
+
+    recipe = load_recipe(source)
+    sections = list(dict.fromkeys(_row_sections(recipe)))
+    if not sections:
+        raise UserError(f"{source}: expected data of source jsonl, shards or parquet, found none")
+    return sections
+
+
+def refuse_full(out: Path) -> None:
+    """A folder with anything in it is not written to."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: expected a new or an empty folder, found other files")
+
+
+def _row_sections(section: BaseModel) -> Iterator[RowData]:
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, RowData):
+            yield value
+        elif isinstance(value, BaseModel):
+            yield from _row_sections(value)
+
+
+def _counted(data: RowData, paths: Sequence[Path], bar: ProgressBar) -> Iterator[Row | UserError]:
+    from mentor_base.data.sources import scan_file
+
+    for path in paths:
+        for row in scan_file(data, path):
+            yield row
+            bar.advance()
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not equals or not old:
+        raise UserError(f"--map: expected OLD=NEW, found '{text}'")
+    return old, new
+
+
+def _say_broken(count: int, out: Path) -> None:
+    if count:
+        print(f"{count} rows with broken pictures were left out; {out / 'broken.jsonl'} names them")
+
+
+def _check_table(split: str, found: DataCheck) -> Table:
+    from rich.table import Table
+
+    table = Table("task", "rows", "references", "target sizes", "broken", box=None, header_style="bold", title=split)
+    for task, count in found.tasks.items():
+        table.add_row(task, str(count.rows), _range(count.references), _sizes(count.targets), str(count.broken))
+    return table
+
+
+def _import_table(counts: ImportCounts) -> Table:
+    from rich.table import Table
+
+    table = Table("task", "read", "written", "pictures made", "broken", box=None, header_style="bold")
+    for task, read in sorted(counts.read.items()):
+        numbers = (read, counts.written[task], counts.pictures[task], counts.broken[task])
+        table.add_row(task, *map(str, numbers))
+    return table
+
+
+def _range(numbers: Sequence[int] | Counter[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> str:
+    """The commonest size with its share, and the extremes by area."""
+    if not sizes:
+        return "-"
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    (width, height), rows = sizes.most_common(1)[0]
+    common = f"{width}x{height}"
+    if len(sizes) == 1:
+        return common
+    small, large = (f"{w}x{h}" for w, h in (by_area[0], by_area[-1]))
+    return f"{small} to {large}, {rows / sizes.total():.0%} {common}"

@@ -1,0 +1,138 @@
+"""``mentor data``: what is wrong is printed and is exit code 2; shards hold what they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mentor_base.data.shards import ShardFile
+from mentor_base.errors import UserError
+from mentor_rl.cli import main
+
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with five pictures; cut.png is truncated."""
+    monkeypatch.chdir(tmp_path)
+    for k in range(4):
+        Image.new("RGB", (8 + 2 * (k == 3), 8), (k, 0, 0)).save(f"{k}.png")
+    Image.effect_noise((64, 64), 90).save("noise.png")
+    Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:900])
+    return tmp_path
+
+
+def write(*rows: Any, name: str = "rows.jsonl") -> None:
+    Path(name).write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+
+
+def row(target: str, **changes: Any) -> dict[str, Any]:
+    return {"task": "subject", "text": "<image> a fox", "images": ["0.png"], "target": target, **changes}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
+    with pytest.raises(SystemExit) as done:
+        main(["data", *arguments])
+    out, err = capsys.readouterr()
+    return int(done.value.code or 0), out, err
+
+
+def test_a_check_counts_tasks_and_sizes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(row("1.png"), row("2.png"), row("3.png"), row("1.png", task="t2i", text="a fox", images=[]))
+    code, out, err = run(capsys, "check", "rows.jsonl", "--decode")
+    assert (code, "decoding: 4/4" in err) == (0, True)
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
+    assert lines["subject"] == ["3", "1", "8x8", "to", "10x8,", "67%", "8x8", "0"]
+    assert lines["t2i"] == ["1", "0", "8x8", "0"]
+
+
+def test_a_check_names_everything_that_is_wrong(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(row("1.png"), row("no.png"), row("1.png", task="subjct"), row("cut.png"))
+    code, out, err = run(capsys, "check", "rows.jsonl")
+    assert (code, err.splitlines()[-1]) == (2, "rows.jsonl: 2 faults in 4 rows")
+    assert "rows.jsonl:3: unknown task 'subjct'; did you mean 'subject'?" in out
+    assert "rows.jsonl:2: target: expected a readable picture, found no.png: no such file" in out
+    code, out, err = run(capsys, "check", "rows.jsonl", "--decode")
+    assert (code, err.splitlines()[-1]) == (2, "rows.jsonl: 3 faults in 4 rows")
+    assert "rows.jsonl:4: target: expected a readable picture, found cut.png" in out
+
+
+def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(row("1.png"))
+    write(row("2.png"), name="val.jsonl")
+    recipe = {
+        "kind": "sft",
+        "run": "runs/x",
+        "init": ".",
+        "stage": {
+            "name": "alignment",
+            "mixture": {
+                "data": {"source": "jsonl", "train": ["rows.jsonl"], "val": "val.jsonl"},
+                "weights": {"t2i": 1},
+            },
+            "train": {},
+        },
+        "optimisation": {"lr": 1e-3, "steps": 1, "batch": 1},
+        "validation": {"every": 1},
+        "checkpoints": {"every": 1},
+    }
+    Path("x.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    code, out, _ = run(capsys, "check", "x.yaml")
+    assert code == 0
+    assert out.count("subject") == 2
+    recipe["stage"]["mixture"]["data"] = {}  # type: ignore[index]
+    Path("x.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    code, _, err = run(capsys, "check", "x.yaml")
+    assert (code, err) == (2, "x.yaml: expected data of source jsonl, shards or parquet, found none\n")
+
+
+def test_shards_hold_the_rows_they_were_made_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(*[row(f"{k}.png", subject="fox", meta={"place": k}) for k in range(4)], row("1.png", mask="2.png"))
+    code, out, _ = run(capsys, "shard", "rows.jsonl", "out", "--size", "2")
+    assert (code, out) == (0, "out/train-*.tar: 3 shards\n")
+    shards = [ShardFile(path) for path in sorted(Path("out").glob("*.tar"))]
+    rows = [entry for shard in shards for entry in (shard[n] for n in range(len(shard)))]
+    assert [len(shard) for shard in shards] == [2, 2, 1]
+    assert [entry.meta.get("place") for entry in rows] == [0, 1, 2, 3, None]
+    assert [entry.target.open().read() for entry in rows[:4]] == [Path(f"{k}.png").read_bytes() for k in range(4)]
+    assert rows[4].mask is not None
+    assert run(capsys, "check", "out", "--decode")[0] == 0
+    again = run(capsys, "shard", "out/*.tar", "again", "--size", "2")
+    assert again[0] == 0
+    for path in Path("out").glob("*.tar"):
+        assert path.read_bytes() == (Path("again") / path.name).read_bytes(), "the same rows are the same bytes"
+    code, _, err = run(capsys, "shard", "rows.jsonl", "out")
+    assert (code, err) == (2, "out: expected a new or an empty folder, found other files\n")
+
+
+def test_shards_leave_broken_rows_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(row("1.png"), row("no.png"), row("2.png"))
+    code, out, _ = run(capsys, "shard", "rows.jsonl", "out")
+    assert (code, out.splitlines()[-1]) == (
+        0,
+        "1 rows with broken pictures were left out; out/broken.jsonl names them",
+    )
+    assert len(ShardFile(Path("out/train-000000.tar"))) == 2
+
+
+def test_importing_mentors_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = {"image_path": "1.png", "source_image": "/old/2.png", "input_text": "a fox", "objects": "fox"}
+    write(entry, entry | {"objects": None}, name="stage.jsonl")
+    code, out, _ = run(capsys, "import-mentor", "stage.jsonl", "out", "--map", "/old/=")
+    assert code == 0
+    assert out.splitlines()[-1] == "out/rows.jsonl: 2 rows"
+    assert run(capsys, "check", "out/rows.jsonl", "--decode")[0] == 0
+    for arguments, line in (
+        (["stage.jsonl", "out"], "out: expected a new or an empty folder, found other files"),
+        (["stage.jsonl", "new", "--map", "x"], "--map: expected OLD=NEW, found 'x'"),
+        (["none.jsonl", "new"], "none.jsonl: expected a readable JSONL file, found no such file"),
+    ):
+        code, _, err = run(capsys, "import-mentor", *arguments)
+        assert (code, err.strip()) == (2, line)
+    with pytest.raises(UserError):
+        main(["--debug", "data", "check", "none.jsonl"])
