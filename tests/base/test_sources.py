@@ -187,6 +187,7 @@ def test_a_broken_picture_gives_way_to_the_next_row_of_its_pass(folder: Path, ca
     assert len(caplog.records) == 1
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_and_resumed_runs_see_the_same_rows(folder: Path) -> None:
     data = JsonlData(train=str(broken_rows(folder, 4, 2)), broken_rate=1)
     drawn = Drawn(Mixture(data=data, weights={"subject": 1.0}), "train", 3, 24, RowWorld(data, folder / "broken.jsonl"))
