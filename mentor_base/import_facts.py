@@ -24,6 +24,7 @@ from mentor_base.vq import VQConfig
 from mentor_base.weight_files import WeightFile, read_weights
 
 PREFIX_ROTATION = {"gpt": "zero", "gpt-zero-fix": "identity", "gpt-empty-fix": "identity"}  # MENTOR's argument --fix
+PARTS_OF_REFERENCE = {"vision_tower": "clip", "connector": "mlp", "factorised_codebook": False}
 DECIDED = ("vq_config", "t5_config", "clip_config", "vocab_size", "placeholder_id", "context_length", "size")
 
 
@@ -47,8 +48,9 @@ def policy_config(
         fields["clip_config"] = _part_config(CLIPVisionConfig, options.vision, "--vision")
     report.choices |= {f"option {name}": str(value) for name, value in options.options.items()}
     config = MentorConfig.of_size(_size(file, layout, options, report), **fields)
-    if config.vision_tower != "clip" or config.factorised_codebook:
-        raise UserError(f"--option: expected the parts of a {layout.title} checkpoint, found another tower or codebook")
+    for name, expected in PARTS_OF_REFERENCE.items():
+        if getattr(config, name) != expected:
+            raise UserError(f"--option {name}: expected {expected!r}, as {layout.title} has it")
     return config
 
 

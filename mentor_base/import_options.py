@@ -66,7 +66,9 @@ class ImportOptions:
             flag = f"--{item.name.removesuffix('s') if item.name == 'options' else item.name}".replace("_", "-")
             if given and item.name not in allowed:
                 raise UserError(f"{flag}: does not apply to --from {kind}")
-            if not given and item.name in NEEDS[kind]:
+        for name in NEEDS[kind]:
+            if getattr(self, name) is None:
+                flag = "--" + name.replace("_", "-")
                 raise UserError(f"{flag}: expected a path, since a {LAYOUTS[kind].title} checkpoint does not hold it")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"--dtype: unknown '{self.dtype}'; {nearest(self.dtype, DTYPES)}")

@@ -1,4 +1,4 @@
-"""The command line: ``mentor demo | train | evaluate | sample | export | report | rewards | recipes | data``.
+"""The command line: ``mentor demo | train | evaluate | sample | import | export | report | rewards | recipes | data``.
 
 Only declarations stand here, so that ``mentor --help`` answers at once: each command imports its work when it runs.
 A fault that the user can mend is one line on stderr and exit code 2; a run stopped on request ends with 130.
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mentor_rl.commands.checkpoints import import_checkpoint
 from mentor_rl.commands.data import data_app
 from mentor_rl.commands.recipes import recipes_app
 from mentor_rl.commands.rewards import rewards_app
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.command("import")(import_checkpoint)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
 Overrides = Annotated[
@@ -94,14 +96,21 @@ def sample(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; must not exist or be empty.")],
-    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the weights on disk.")] = "float32",
+    run: Annotated[Path, typer.Argument(help="A finished run folder; with --format mentor or llamagen any policy.")],
+    out: Annotated[Path, typer.Argument(help="The folder (hf) or the .pt or .safetensors file to write.")],
+    layout: Annotated[
+        Literal["hf", "mentor", "llamagen"],
+        typer.Option("--format", help="hf: a folder with a model card; else one file with that project's names."),
+    ] = "hf",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="Of the weights on disk; default: float32 (hf), else as they are stored."),
+    ] = None,
 ) -> None:
-    """Write a finished run as a folder that from_pretrained loads, with a model card."""
-    from mentor_rl.export import export_run
+    """Write a finished run as a folder that from_pretrained loads, with a model card; or as a reference checkpoint."""
+    from mentor_rl.export import export_file, export_run
 
-    print(export_run(run, out, dtype))
+    print(export_run(run, out, dtype or "float32") if layout == "hf" else export_file(run, out, layout, dtype))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """``mentor export``: a finished run as one folder that loads anywhere, with a model card and the licences.
 
 A policy (kinds sft and grpo) becomes what MentorForConditionalGeneration.from_pretrained and
-MentorProcessor.from_pretrained read. A tokenizer or a scorer is copied as the run made it.
+MentorProcessor.from_pretrained read. A tokenizer or a scorer is copied as the run made it. With a reference's format a
+policy, from a run or from a folder of ours, becomes one file with that project's names (reference_export.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_rl.card import write_card
 
-Dtype = Literal["float32", "float16"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 POLICY_KINDS = ("sft", "grpo")
 
 
@@ -31,13 +32,33 @@ def export_run(run_path: Path, out: Path, dtype: Dtype = "float32") -> Path:
     kind = str(run.recipe().get("kind"))
     if kind not in POLICY_KINDS and dtype != "float32":
         raise UserError(f"--dtype: expected float32, since a run of kind '{kind}' is copied as it is; found {dtype}")
-    with _new_folder(out) as folder:
+    with new_folder(out) as folder:
         if kind in POLICY_KINDS:
             _write_policy(run, folder, dtype)
         else:
             shutil.copytree(run.final, folder, dirs_exist_ok=True)
         write_card(run, folder, dtype)
-        _make_readable(folder)
+        make_readable(folder)
+    return out
+
+
+def export_file(source: Path, out: Path, layout: Literal["mentor", "llamagen"], dtype: Dtype | None = None) -> Path:
+    """Write a policy as one file with a reference's names, all or nothing; ``dtype`` defaults to the stored one.
+
+    Raises:
+        UserError: no policy in ``source``, ``out`` exists, or the layout cannot hold the policy.
+    """
+    from mentor_base.reference_export import export_reference
+
+    if out.exists():
+        raise UserError(f"{out}: expected the name of a new file, found {'a folder' if out.is_dir() else 'a file'}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        export_reference(source, temporary, layout, dtype)
+        temporary.rename(out)
+    finally:
+        temporary.unlink(missing_ok=True)
     return out
 
 
@@ -50,7 +71,7 @@ def _write_policy(run: RunFolder, folder: Path, dtype: Dtype) -> None:
     save_policy(model, processor, folder, dtype=dtype)
 
 
-def _make_readable(folder: Path) -> None:
+def make_readable(folder: Path) -> None:
     """safetensors writes files that only their owner reads; an export is meant to be passed on."""
     mask = os.umask(0)
     os.umask(mask)
@@ -74,7 +95,7 @@ def _finished_run(path: Path) -> RunFolder:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that becomes ``out`` when all went well, and is gone when not."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: expected a folder to write, found a file")
