@@ -6,7 +6,7 @@ metrics.jsonl    one JSON object a line: {"step": 120, "seconds": 88.1, "loss": 
 samples/         pictures: step_000120_subject.png
 state/           resumable states of the trainer
 results/         benchmark results
-broken.jsonl     rows whose pictures could not be decoded and were skipped, if there were any
+broken.ndjson    rows whose pictures could not be decoded and were skipped, if there were any
 final/           the model that the run made
 """
 
@@ -26,6 +26,7 @@ import yaml
 from mentor_base.errors import UserError
 
 MARKER = "recipe.yaml"
+BROKEN = "broken.ndjson"  # JSON lines like the rest, but a glob over rows must not take it for rows
 
 
 class RunFolder:
@@ -75,7 +76,7 @@ class RunFolder:
 
     @property
     def broken_file(self) -> Path:
-        return self.path / "broken.jsonl"
+        return self.path / BROKEN
 
     @property
     def finished(self) -> bool:

@@ -1,6 +1,6 @@
 """Broken pictures while rows are drawn: counted, named once in a report, and too many of them stop the run.
 
-The report is a JSONL file, ``{"row": "rows.jsonl:12", "picture": "target", "reason": "..."}`` a line. Every process and
+The report has JSON lines, ``{"row": "rows.jsonl:12", "picture": "target", "reason": "..."}`` a line. Every process and
 worker counts what it drew itself and appends to the same file. The count starts anew when a run goes on.
 """
 
@@ -44,7 +44,8 @@ class BrokenRows:
             self._named = {line["row"] for line in read_report(self.report)} if self.report is not None else set()
         if error.row not in self._named:
             if not self._named:
-                logger.warning("%s; its row is skipped, and those that follow are named in %s", error, self.report)
+                named = f"; {self.report} names it and others that follow" if self.report is not None else ""
+                logger.warning("%s; its row is skipped%s", error, named)
             self._named.add(error.row)
             self._write(error)
         if self.met >= FEWEST and self.met > self.rate * self.drawn:

@@ -31,12 +31,15 @@ def write_shards(rows: Iterable[Row | UserError], out: Path, prefix: str, size: 
     shards: list[Path] = []
     samples = enumerate(_whole_rows(rows, broken))
     while (first := next(samples, None)) is not None:
-        shards.append(out / f"{prefix}-{len(shards):06d}.tar")
-        with tarfile.open(shards[-1], "w", format=tarfile.PAX_FORMAT) as archive:
+        shard = out / f"{prefix}-{len(shards):06d}.tar"
+        partial = out / f".{shard.name}.partial"  # renamed when whole
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for n, members in chain([first], islice(samples, size - 1)):
                 for name, content in members.items():
                     _add(archive, f"{n:09d}.{name}", content)
-        ShardFile(shards[-1])  # makes the index, and proves that what was written can be read
+        partial.rename(shard)
+        shards.append(shard)
+        ShardFile(shard)  # makes the index, and proves that what was written can be read
     return shards
 
 

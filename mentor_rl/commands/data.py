@@ -11,6 +11,7 @@ import typer
 from pydantic import BaseModel
 
 from mentor_base.errors import UserError
+from mentor_base.runlog import BROKEN
 from mentor_base.settings import RowData
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def import_mentor_rows(
     if backgrounds is not None:
         options = replace(options, backgrounds=read_backgrounds(backgrounds, options))
     refuse_full(out)
-    broken = BrokenRows(broken_rate, out / "broken.jsonl")
+    broken = BrokenRows(broken_rate, out / BROKEN)
     counts = import_mentor(source, out, options, broken)
     Console().print(_import_table(counts))
     print(f"{out / 'rows.jsonl'}: {counts.written.total()} rows")
@@ -124,7 +125,7 @@ def shard_rows(
     data, files = sections[0], split_files(sections[0])
     refuse_full(out)
     out.mkdir(parents=True, exist_ok=True)
-    broken = BrokenRows(data.broken_rate, out / "broken.jsonl")
+    broken = BrokenRows(data.broken_rate, out / BROKEN)
     for split, paths in files.items():
         with ProgressBar(f"packing {split}", sum(count_rows(data, path) for path in paths)) as bar:
             shards = write_shards(_counted(data, paths, bar), out, split, size, broken)
@@ -184,7 +185,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _say_broken(count: int, out: Path) -> None:
     if count:
-        print(f"{count} rows with broken pictures were left out; {out / 'broken.jsonl'} names them")
+        print(f"{count} rows with broken pictures were left out; {out / BROKEN} names them")
 
 
 def _check_table(split: str, found: DataCheck) -> Table:

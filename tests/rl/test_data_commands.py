@@ -115,9 +115,10 @@ def test_shards_leave_broken_rows_out(folder: Path, capsys: pytest.CaptureFixtur
     code, out, _ = run(capsys, "shard", "rows.jsonl", "out")
     assert (code, out.splitlines()[-1]) == (
         0,
-        "1 rows with broken pictures were left out; out/broken.jsonl names them",
+        "1 rows with broken pictures were left out; out/broken.ndjson names them",
     )
     assert len(ShardFile(Path("out/train-000000.tar"))) == 2
+    assert run(capsys, "check", "out")[0] == 0, "the report is not taken for rows"
 
 
 def test_importing_mentors_rows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
