@@ -134,14 +134,10 @@ class MentorForConditionalGeneration(PreTrainedModel):
 
     def _loss(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        guide_ids: torch.Tensor | None = None,
-        guide_mask: torch.Tensor | None = None,
         target_pixels: torch.Tensor | None = None,
         tokens: torch.Tensor | None = None,
         condition_drop: torch.Tensor | None = None,
+        **inputs: Any,
     ) -> MentorOutput:
         if (tokens is None) == (target_pixels is None):
             raise ValueError("mode 'loss': expected either tokens or target_pixels")
@@ -149,10 +145,10 @@ class MentorForConditionalGeneration(PreTrainedModel):
             with torch.no_grad():
                 tokens = self.vq.encode(cast(torch.Tensor, target_pixels))
         if condition_drop is None:
-            condition_drop = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        batch = PromptBatch(input_ids, attention_mask, pixel_values, guide_ids, guide_mask)
+            condition_drop = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        batch = PromptBatch(**inputs)
         loss_N = torch.zeros(len(tokens), device=tokens.device)
-        for rows in length_buckets(attention_mask.sum(1).tolist()):
+        for rows in length_buckets(batch.attention_mask.sum(1).tolist()):
             index = rows.to(tokens.device)
             part = batch.rows(index, self.config.placeholder_id, self.config.picture_slots)
             loss_N = loss_N.index_add(0, index, self._row_losses(part, tokens[index], condition_drop[index]))

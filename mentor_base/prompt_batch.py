@@ -15,19 +15,19 @@ LEAST_SAVING = 0.15  # of the slots; a cut that saves less costs more in small m
 
 
 class PromptBatch(NamedTuple):
-    """What the encoder reads; left-padded."""
+    """What the encoder reads: input_ids_KT, attention_mask_KT (left-padded), pixel_values_M3HW, guide_*_MG."""
 
-    input_ids_KT: torch.Tensor
-    attention_mask_KT: torch.Tensor
-    pixel_values_M3HW: torch.Tensor | None = None
-    guide_ids_MG: torch.Tensor | None = None
-    guide_mask_MG: torch.Tensor | None = None
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    pixel_values: torch.Tensor | None = None
+    guide_ids: torch.Tensor | None = None
+    guide_mask: torch.Tensor | None = None
 
     def rows(self, index_R: torch.Tensor, placeholder: int, picture_slots: int) -> PromptBatch:
         """Some of the prompts, in ascending order, with their pictures; padded to the longest of them only."""
-        ids, mask = self.input_ids_KT[index_R], self.attention_mask_KT[index_R]
+        ids, mask = self.input_ids[index_R], self.attention_mask[index_R]
         padding = mask.shape[1] - int(mask.sum(1).max())
-        pictures_K = (self.input_ids_KT == placeholder).sum(1) // picture_slots
+        pictures_K = (self.input_ids == placeholder).sum(1) // picture_slots
         owner_M = torch.arange(len(pictures_K), device=ids.device).repeat_interleave(pictures_K)
         picked_M = torch.isin(owner_M, index_R)
 
@@ -36,7 +36,7 @@ class PromptBatch(NamedTuple):
                 return column  # the encoder tells which prompt lacks its pictures
             return column[picked_M] if picked_M.any() else None
 
-        pictures = map(of_pictures, (self.pixel_values_M3HW, self.guide_ids_MG, self.guide_mask_MG))
+        pictures = map(of_pictures, (self.pixel_values, self.guide_ids, self.guide_mask))
         return PromptBatch(ids[:, padding:], mask[:, padding:], *pictures)
 
 

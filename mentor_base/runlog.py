@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -132,6 +134,14 @@ class RunFolder:
         held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else surroundings()
         held.update(facts)
         write_atomically(file, json.dumps(held, indent=2) + "\n")
+
+    @contextmanager
+    def writing_final(self) -> Iterator[Path]:
+        """A folder to fill, which becomes ``final`` when the block ends well: a kill leaves no half model there."""
+        staging = self.path / ".final.partial"
+        shutil.rmtree(staging, ignore_errors=True)
+        yield staging
+        staging.rename(self.final)
 
     def manifest(self) -> dict[str, Any]:
         """The facts written so far."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -264,22 +263,39 @@ def finish(trainer: StageTrainer, processor: MentorProcessor, run: RunFolder) ->
     """Write the policy and what its card needs; the main process only."""
     if not trainer.is_world_process_zero():
         return
-    policy = trainer.model
-    partial_folder = run.path / ".final.partial"  # renamed when whole: a kill must not leave half a model
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    save_policy(policy.eval(), processor, partial_folder)
-    run.write_manifest(
-        training_seconds=round(run.seconds, 1),
-        cpu_minutes=round(trainer.callback(RunLogCallback).cpu_seconds / 60, 2),
+    write_policy(
+        trainer.model,
+        processor,
+        run,
         steps=trainer.state.global_step,
-        parameters={
-            "total": sum(parameter.numel() for parameter in policy.parameters()),
-            "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
-        },
+        cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
         broken_rows=len(read_report(run.broken_file)),
         metrics=trainer.last_metrics or _last_validation(run),
     )
-    partial_folder.rename(run.final)
+
+
+def write_policy(
+    policy: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    run: RunFolder,
+    *,
+    steps: int,
+    cpu_seconds: float,
+    **facts: Any,
+) -> None:
+    """Write a trained policy to ``run.final``, and what its card needs to the manifest."""
+    with run.writing_final() as folder:
+        save_policy(policy.eval(), processor, folder)
+        run.write_manifest(
+            training_seconds=round(run.seconds, 1),
+            cpu_minutes=round(cpu_seconds / 60, 2),
+            steps=steps,
+            parameters={
+                "total": sum(parameter.numel() for parameter in policy.parameters()),
+                "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
+            },
+            **facts,
+        )
 
 
 def _last_validation(run: RunFolder) -> dict[str, float]:

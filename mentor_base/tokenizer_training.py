@@ -233,11 +233,9 @@ def measure(model: VQModel, pixels_S3HW: torch.Tensor, batch: int = 64) -> tuple
 
 
 def save_tokenizer(model: VQModel, folder: Path) -> None:
-    """Write a tokenizer in float16 that loads as float32, whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    """Write a tokenizer in float16 that loads as float32."""
     rounded = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(partial, state_dict=rounded)
-    partial.replace(folder)
+    model.save_pretrained(folder, state_dict=rounded)
 
 
 def train_tokenizer(
@@ -349,7 +347,8 @@ def _finish(training: TokenizerTraining, data: EmojiData, run: RunFolder) -> Non
     result["cpu_seconds"] = round(training.cpu_seconds, 1)
     run.log(training.step, **result)
     run.write_manifest(result=result)
-    save_tokenizer(model, run.final)
+    with run.writing_final() as folder:
+        save_tokenizer(model, folder)
 
 
 def _check(model: TokenizerModel, optimisation: Optimisation) -> None:

@@ -70,11 +70,12 @@ def train_scorer(
 def finish(task: ScorerTask, scorer: str, loop: _Loop, run: RunFolder) -> None:
     """Save the scorer, judge what was saved (float16 rounding included), write its card."""
     task.module.eval()
-    staging = run.path / "final.partial"
-    metrics = task.save(staging)
-    run.write_manifest(cpu_seconds=round(loop.cpu_seconds, 1), final_metrics=metrics, threads=torch.get_num_threads())
-    write_atomically(staging / "README.md", card(scorer, task, metrics, run))
-    os.replace(staging, run.final)
+    with run.writing_final() as folder:
+        metrics = task.save(folder)
+        run.write_manifest(
+            cpu_seconds=round(loop.cpu_seconds, 1), final_metrics=metrics, threads=torch.get_num_threads()
+        )
+        write_atomically(folder / "README.md", card(scorer, task, metrics, run))
 
 
 class _Loop:

@@ -26,7 +26,6 @@ import dataclasses
 import logging
 import math
 import os
-import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -65,7 +64,7 @@ from mentor_base.callbacks import (
     quieten,
     take_up,
 )
-from mentor_base.checkpoint import load_policy, save_policy
+from mentor_base.checkpoint import load_policy
 from mentor_base.data.mixture import PromptList, world_of
 from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
@@ -74,7 +73,7 @@ from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
-from mentor_base.sft import schedule, set_trained_parts
+from mentor_base.sft import schedule, set_trained_parts, write_policy
 from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
 from mentor_rl.grpo_setup import pictures_per_process, silence_dropout
@@ -571,22 +570,16 @@ def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolde
         return
     policy = trainer.accelerator.unwrap_model(trainer.model)
     policy.__dict__.pop("forward", None)  # trl's wrapper around the class's own
-    partial_folder = run.path / ".final.partial"  # renamed when whole: a kill must not leave half a model
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    save_policy(policy.eval(), processor, partial_folder)
     last = [line for line in run.metrics() if "eval/reward" in line]
-    run.write_manifest(
-        training_seconds=round(run.seconds, 1),
-        cpu_minutes=round(trainer.callback(RunLogCallback).cpu_seconds / 60, 2),
+    write_policy(
+        policy,
+        processor,
+        run,
         steps=trainer.state.global_step,
-        parameters={
-            "total": sum(parameter.numel() for parameter in policy.parameters()),
-            "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
-        },
+        cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
         rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},
         metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
     )
-    partial_folder.rename(run.final)
 
 
 def _processes() -> int:

@@ -29,11 +29,11 @@ def test_rows_take_their_own_pictures_and_no_padding() -> None:
     batch = PromptBatch(inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"])
     lengths = inputs["attention_mask"].sum(1)
     outer = batch.rows(torch.tensor([0, 2]), processor.placeholder_id, 16)
-    assert torch.equal(outer.pixel_values_M3HW, inputs["pixel_values"][1:])
+    assert torch.equal(outer.pixel_values, inputs["pixel_values"][1:])
     middle = batch.rows(torch.tensor([1]), processor.placeholder_id, 16)
-    assert middle.input_ids_KT.shape[1] == lengths[1]
-    assert torch.equal(middle.pixel_values_M3HW, inputs["pixel_values"][:1])
-    assert batch.rows(torch.tensor([0]), processor.placeholder_id, 16).pixel_values_M3HW is None
+    assert middle.input_ids.shape[1] == lengths[1]
+    assert torch.equal(middle.pixel_values, inputs["pixel_values"][:1])
+    assert batch.rows(torch.tensor([0]), processor.placeholder_id, 16).pixel_values is None
 
 
 @torch.no_grad()
