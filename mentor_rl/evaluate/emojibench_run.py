@@ -75,10 +75,15 @@ def changes_markdown(result: Result) -> str:
     lines = ["", f"| change from {first} | items | CP | PF | CP·PF |", "|---|---|---|---|---|"]
     for name in others:
         for split, changes in compare(result, result, first, name).items():
-            shares = (changes[f"{metric} relative"] for metric in ("CP", "PF", "CP·PF"))
-            cells = (f"{value:+.1%} [{low:+.1%}, {high:+.1%}]" for value, low, high in shares)
+            cells = (relative(changes, metric) for metric in ("CP", "PF", "CP·PF"))
             lines.append(f"| {name} | {split.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def relative(changes: Mapping[str, list[float]], metric: str) -> str:
+    """A change of ``compare`` as a share of before, with its interval."""
+    value, low, high = changes[f"{metric} relative"]
+    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 @dataclass(frozen=True)
