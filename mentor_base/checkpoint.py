@@ -1,6 +1,6 @@
 """Policies and tokenizers on disk: strict loading, storage in half precision.
 
-Checkpoints of others: reference_import.py and reference_export.py.
+Checkpoints of others: interchange/importing.py and interchange/exporting.py.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Shapes: N pictures, H rows, W columns, C channels, L codes of a picture (row-major), V codebook size, K codebook width,
 F width of a trunk feature. Pixels are floats in [-1, 1].
 
-At the defaults of ``VQConfig`` this is VQ-16 tensor for tensor; reference_import.py takes its checkpoint. Options that
-VQ-16 does not have, for small worlds:
+At the defaults of ``VQConfig`` this is VQ-16 tensor for tensor; interchange/importing.py takes its checkpoint. Options
+that VQ-16 does not have, for small worlds:
 
 - ``stem_patch``: pixel-unshuffle before the first convolution and pixel-shuffle after the last. Convolutions at full
   resolution cost most of VQ-16's time and decide little on 64-pixel pictures.

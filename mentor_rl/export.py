@@ -2,7 +2,7 @@
 
 A policy (kinds sft and grpo) becomes what MentorForConditionalGeneration.from_pretrained and
 MentorProcessor.from_pretrained read. A tokenizer or a scorer is copied as the run made it. With a reference's format a
-policy, from a run or from a folder of ours, becomes one file with that project's names (reference_export.py).
+policy, from a run or from a folder of ours, becomes one file with that project's names (interchange/exporting.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def export_file(source: Path, out: Path, layout: Literal["mentor", "llamagen"], 
     Raises:
         UserError: no policy in ``source``, ``out`` exists, or the layout cannot hold the policy.
     """
-    from mentor_base.reference_export import export_reference
+    from mentor_base.interchange.exporting import export_reference
 
     if out.exists():
         raise UserError(f"{out}: expected the name of a new file, found {'a folder' if out.is_dir() else 'a file'}")

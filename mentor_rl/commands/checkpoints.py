@@ -10,7 +10,7 @@ import typer
 from mentor_base.errors import UserError
 
 if TYPE_CHECKING:
-    from mentor_base.import_report import ImportReport
+    from mentor_base.interchange.report import ImportReport
 
 LISTED = 8  # names shown of a long list; import.json has all
 
@@ -48,8 +48,8 @@ def import_checkpoint(
     seed: Annotated[int, typer.Option(help="Of what no source holds.")] = 0,
 ) -> None:
     """Turn a checkpoint of another project into a folder that training, sampling and export read."""
-    from mentor_base.import_options import ImportOptions
-    from mentor_base.reference_import import import_checkpoint as convert
+    from mentor_base.interchange.importing import import_checkpoint as convert
+    from mentor_base.interchange.options import ImportOptions
     from mentor_rl.export import make_readable, new_folder
 
     options = ImportOptions(

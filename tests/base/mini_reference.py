@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from mentor_base.config import SIZES, MentorConfig
+from mentor_base.interchange.exporting import reference_state
+from mentor_base.interchange.names import LLAMAGEN, MENTOR, Layout
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.reference_export import reference_state
-from mentor_base.reference_names import LLAMAGEN, MENTOR, Layout
 from mentor_base.vq import VQConfig, VQModel
 
 T5 = {"d_model": 24, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "feed_forward_proj": "gated-gelu"}

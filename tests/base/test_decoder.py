@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from mentor_base.decoder import Decoder, Prefix
 from mentor_base.generate import generate
+from mentor_base.interchange.importing import import_llamagen
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.reference_import import import_llamagen
 from mentor_base.rope import cells, rotate, rotation
 from mentor_base.settings import Sampling
 

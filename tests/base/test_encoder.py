@@ -21,8 +21,8 @@ from policies import (
 )
 
 from mentor_base.errors import UserError
+from mentor_base.interchange.importing import import_mentor
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.reference_import import import_mentor
 
 
 @torch.no_grad()

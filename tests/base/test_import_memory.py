@@ -18,8 +18,8 @@ import sys
 from pathlib import Path
 from mentor_base.checkpoint import load_policy
 from mentor_base.config import SIZES
-from mentor_base.import_options import ImportOptions
-from mentor_base.reference_import import import_checkpoint
+from mentor_base.interchange.options import ImportOptions
+from mentor_base.interchange.importing import import_checkpoint
 
 def resident(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mentor_base.errors import UserError
-from mentor_base.reference_import import import_vq16
+from mentor_base.interchange.importing import import_vq16
 from mentor_base.vq import VQConfig, VQModel
 
 PARITY = Path(__file__).parents[1] / "fixtures" / "parity"
@@ -68,9 +68,7 @@ def test_import_is_strict(change: str) -> None:
     state = {key: torch.empty(size, device="meta") for key, size in keys.items()}
     if change == "missing":
         del state["encoder.mid.1.q.weight"]
-        message = (
-            r"do not fit \(1 missing\): 'encoder.mid.1.q.weight': missing; looks like a VQ-16 tokenizer"
-        )
+        message = r"do not fit \(1 missing\): 'encoder.mid.1.q.weight': missing; looks like a VQ-16 tokenizer"
     elif change == "extra":
         state["encoder.mid.3.q.weight"] = torch.empty(1)
         message = "'encoder.mid.3.q.weight': unknown"

@@ -19,10 +19,10 @@ import torch
 from mentor_base.checkpoint import DTYPES, load_policy, model_folder
 from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError, nearest
-from mentor_base.import_facts import own_config
-from mentor_base.reference_match import Blueprint, Tensors, gather
-from mentor_base.reference_names import LLAMAGEN, MENTOR, OURS, Layout
-from mentor_base.weight_files import read_weights, write_safetensors
+from mentor_base.interchange.facts import own_config
+from mentor_base.interchange.match import Blueprint, Tensors, gather
+from mentor_base.interchange.names import LLAMAGEN, MENTOR, OURS, Layout
+from mentor_base.interchange.weight_files import read_weights, write_safetensors
 
 Format = Literal["mentor", "llamagen"]
 LAYOUTS: dict[Format, Layout] = {"mentor": MENTOR, "llamagen": LLAMAGEN}

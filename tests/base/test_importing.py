@@ -18,13 +18,13 @@ from mentor_base.checkpoint import load_policy, load_vq
 from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
 from mentor_base.generate import draw
-from mentor_base.import_options import ImportOptions
-from mentor_base.import_report import ImportReport
-from mentor_base.reference_export import reference_state
-from mentor_base.reference_import import import_checkpoint, import_llamagen
-from mentor_base.reference_names import VQ16
+from mentor_base.interchange.exporting import reference_state
+from mentor_base.interchange.importing import import_checkpoint, import_llamagen
+from mentor_base.interchange.names import VQ16
+from mentor_base.interchange.options import ImportOptions
+from mentor_base.interchange.report import ImportReport
+from mentor_base.interchange.weight_files import read_weights
 from mentor_base.vq import VQConfig
-from mentor_base.weight_files import read_weights
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_our_own_folders_in_shards(mini: Mini, tmp_path: Path) -> None:
 
 
 def test_a_vq16_file_becomes_a_tokenizer(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mentor_base.import_facts.VQConfig", lambda: VQConfig(**SMALL_VQ))  # VQ-16 has 288 MB
+    monkeypatch.setattr("mentor_base.interchange.facts.VQConfig", lambda: VQConfig(**SMALL_VQ))  # VQ-16 has 288 MB
     before = load_vq(mini.vq).state_dict()
     state = {**reference_state(before, VQ16), "quantize.codebook_used": torch.zeros(65536)}
     (tmp_path / "out").mkdir()

@@ -13,13 +13,13 @@ from policies import fixture, reference_config, small_policy
 from mentor_base.checkpoint import load_policy, save_policy
 from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError
-from mentor_base.import_options import ImportOptions
+from mentor_base.interchange.exporting import check_expressible, export_reference, reference_state
+from mentor_base.interchange.importing import import_checkpoint
+from mentor_base.interchange.names import LLAMAGEN, MENTOR, VQ16, Layout
+from mentor_base.interchange.options import ImportOptions
+from mentor_base.interchange.weight_files import read_weights
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.reference_export import check_expressible, export_reference, reference_state
-from mentor_base.reference_import import import_checkpoint
-from mentor_base.reference_names import LLAMAGEN, MENTOR, VQ16, Layout
 from mentor_base.vq import VQConfig, VQModel
-from mentor_base.weight_files import read_weights
 
 
 def mentor_tiny() -> MentorConfig:

@@ -21,7 +21,7 @@ import torch
 from mentor_base.checkpoint import DTYPES, model_folder
 from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError
-from mentor_base.import_facts import (
+from mentor_base.interchange.facts import (
     check_placeholder,
     image_size,
     own_config,
@@ -30,14 +30,14 @@ from mentor_base.import_facts import (
     tokenizer_source,
     unconditional_rows,
 )
-from mentor_base.import_options import LAYOUTS, ImportOptions, Kind
-from mentor_base.import_report import ImportReport, Part, told
+from mentor_base.interchange.match import Blueprint, Tensors, gather
+from mentor_base.interchange.names import CLIP, CLIP_VISION, LLAMAGEN, MENTOR, PROJECTOR, T5, VQ16, Layout
+from mentor_base.interchange.options import LAYOUTS, ImportOptions, Kind
+from mentor_base.interchange.report import ImportReport, Part, told
+from mentor_base.interchange.weight_files import Pieces, WeightFile, read_weights, write_safetensors
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
-from mentor_base.reference_match import Blueprint, Tensors, gather
-from mentor_base.reference_names import CLIP, CLIP_VISION, LLAMAGEN, MENTOR, PROJECTOR, T5, VQ16, Layout
 from mentor_base.vq import VQConfig, VQModel
-from mentor_base.weight_files import Pieces, WeightFile, read_weights, write_safetensors
 
 PARTS = ("decoder.", "encoder.vision.", "encoder.connector.", "encoder.text.", "vq.")
 WEIGHTS = "model.safetensors"

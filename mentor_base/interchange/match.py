@@ -9,9 +9,9 @@ import torch
 
 from mentor_base.config import SIZES, MentorConfig
 from mentor_base.errors import UserError, nearest
+from mentor_base.interchange.names import LLAMAGEN, MENTOR, OURS, VQ16, Layout
+from mentor_base.interchange.weight_files import Pieces
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.reference_names import LLAMAGEN, MENTOR, OURS, VQ16, Layout
-from mentor_base.weight_files import Pieces
 
 SHOWN = 3  # mismatches in an error
 Shape = tuple[int, ...]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from mentor_base.weight_files import Pieces
+from mentor_base.interchange.weight_files import Pieces
 
 FILE = "import.json"
 

@@ -16,12 +16,12 @@ from mentor_base.checkpoint import check_config, model_folder
 from mentor_base.config import SIZES, MentorConfig
 from mentor_base.data.schema import IMAGE_MARK
 from mentor_base.errors import UserError
-from mentor_base.import_options import ImportOptions
-from mentor_base.import_report import ImportReport
-from mentor_base.reference_match import decoder_size, looks_like, size_name
-from mentor_base.reference_names import LLAMAGEN, OURS, VQ16, Layout
+from mentor_base.interchange.match import decoder_size, looks_like, size_name
+from mentor_base.interchange.names import LLAMAGEN, OURS, VQ16, Layout
+from mentor_base.interchange.options import ImportOptions
+from mentor_base.interchange.report import ImportReport
+from mentor_base.interchange.weight_files import WeightFile, read_weights
 from mentor_base.vq import VQConfig
-from mentor_base.weight_files import WeightFile, read_weights
 
 PREFIX_ROTATION = {"gpt": "zero", "gpt-zero-fix": "identity", "gpt-empty-fix": "identity"}  # MENTOR's argument --fix
 PARTS_OF_REFERENCE = {"vision_tower": "clip", "connector": "mlp", "factorised_codebook": False}

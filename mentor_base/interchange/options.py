@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mentor_base.checkpoint import DTYPES
 from mentor_base.errors import UserError, nearest
-from mentor_base.reference_names import LLAMAGEN, MENTOR, OURS, VQ16, Layout
+from mentor_base.interchange.names import LLAMAGEN, MENTOR, OURS, VQ16, Layout
 
 Kind = Literal["llamagen", "mentor", "vq", "hf"]
 LAYOUTS: dict[Kind, Layout] = {"llamagen": LLAMAGEN, "mentor": MENTOR, "vq": VQ16, "hf": OURS}
