@@ -48,7 +48,9 @@ def run_demo(out: Path, steps: int) -> None:
     console.rule("4/4  Report")
     page = write_report([tuned, bench], out / "report.html")
     console.print(f"{page}: open it in a browser")
-    console.print(_verdict(Result.read(bench / "results" / "emojibench.json")))
+    result = Result.read(bench / "results" / "emojibench.json")
+    console.print(_without_guidance(result))
+    console.print(_verdict(result))
     console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
@@ -58,3 +60,11 @@ def _verdict(result: Result) -> str:
     parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
     scales = " and ".join(f"{scale:g}" for scale in result.details["guidance"].values())
     return f"{split.replace('_', ' ')}, guidance {scales}: {', '.join(parts)} (95 % bootstrap over items)"
+
+
+def _without_guidance(result: Result) -> str:
+    """One line from the sweep: what guidance 1 gave, where RL has to do alone what guidance does."""
+    sweep = result.details["sweep"]
+    before, after = (sweep["policies"][name]["1"]["CP·PF"] for name in ("before", "after"))
+    share = f" ({after / before - 1:+.0%})" if before else ""
+    return f"{sweep['split']} split without guidance: CP·PF {before:.3f} -> {after:.3f}{share}"

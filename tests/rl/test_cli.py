@@ -20,7 +20,7 @@ from mentor_rl.failures import NO_SPACE, exit_code, failure_line
 from mentor_rl.recipe_files import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", ROOT / "rewards" / "README.md"]
+PAGES = [ROOT / page / "README.md" for page in ("", "recipes", "recipes/emoji", "rewards")]
 
 TOKENIZER = """\
 kind: tokenizer

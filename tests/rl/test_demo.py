@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_demo_tunes_measures_exports_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_tunes_measures_exports_and_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
-    few = ("items=4", "splits=[unseen_subjects]", "seeds=[0]", "guidance=[1.0]", "baselines=false")
+    few = ("items=4", "splits=[unseen_subjects]", "seeds=[0]", "guidance=[1,2]", "baselines=false")
     monkeypatch.setattr(demo, "BENCH", few)
     demo.run_demo(tmp_path / "out", steps=2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"without guidance: CP·PF [\d.]+ -> [\d.]+", said)
+    assert re.search(r"unseen subjects, guidance \d and \d: CP [+-][\d.]+% \[", said)
     result = Result.read(tmp_path / "out/bench/results/emojibench.json")
     assert {"before · unseen subjects", "after · unseen subjects"} <= set(result.metrics)
     assert "Before and after" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
