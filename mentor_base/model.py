@@ -146,18 +146,20 @@ class MentorForConditionalGeneration(PreTrainedModel):
                 tokens = self.vq.encode(cast(torch.Tensor, target_pixels))
         if condition_drop is None:
             condition_drop = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-        batch = PromptBatch(**inputs)
+        batch, tables = PromptBatch(**inputs), self._tables()
         loss_N = torch.zeros(len(tokens), device=tokens.device)
         for rows in length_buckets(batch.attention_mask.sum(1).tolist()):
             index = rows.to(tokens.device)
             part = batch.rows(index, self.config.placeholder_id, self.config.picture_slots)
-            loss_N = loss_N.index_add(0, index, self._row_losses(part, tokens[index], condition_drop[index]))
+            losses = self._row_losses(part, tokens[index], condition_drop[index], tables)
+            loss_N = loss_N.index_add(0, index, losses)
         return MentorOutput(loss=loss_N.mean(), loss_N=loss_N)
 
-    def _row_losses(self, batch: PromptBatch, tokens_NL: torch.Tensor, drop_N: torch.Tensor) -> torch.Tensor:
+    def _row_losses(
+        self, batch: PromptBatch, tokens_NL: torch.Tensor, drop_N: torch.Tensor, tables: Tables
+    ) -> torch.Tensor:
         """loss_N of rows whose prompts are of similar length."""
         prefix = self.decoder.with_drop(self._encode(*batch), drop_N)
-        tables = self._tables()
         hidden = self.decoder.hidden(prefix, tokens_NL, 1, tables)
         return -token_logprobs(hidden, None, tokens_NL, tables.head_VD, Sampling(), entropy=False).logp_NL.mean(1)
 

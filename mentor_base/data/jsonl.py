@@ -74,15 +74,11 @@ def parse_line(line: bytes, where: str, folder: Path) -> Row:
         raise UserError(f"{where}: images: expected a list of picture paths, found {shown(images)}")
     facts = check_facts(entry, where, len(images))
     mask = entry.get("mask")
-    return Row(
-        where=where,
-        task=facts.task,
-        text=facts.text,
+    return facts.row(
+        where,
         images=tuple(_picture(name, f"{where}: images[{k}]", folder) for k, name in enumerate(images)),
         target=_picture(entry["target"], f"{where}: target", folder),
-        subject=facts.subject,
         mask=None if mask is None else _picture(mask, f"{where}: mask", folder),
-        meta=facts.meta,
     )
 
 

@@ -176,15 +176,11 @@ def _row(entry: Mapping[str, Any], path: Path, n: int) -> Row:
     images = entry.get("images") or []
     facts = _facts(entry, where, len(images))
     mask = entry.get("mask")
-    return Row(
-        where=where,
-        task=facts.task,
-        text=facts.text,
+    return facts.row(
+        where,
         images=tuple(_picture(cell, where, f"images[{k}]", path.parent) for k, cell in enumerate(images)),
         target=_picture(entry["target"], where, "target", path.parent),
-        subject=facts.subject,
         mask=None if mask is None else _picture(mask, where, "mask", path.parent),
-        meta=facts.meta,
     )
 
 

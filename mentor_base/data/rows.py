@@ -171,6 +171,10 @@ class Facts:
     subject: str | None
     meta: Mapping[str, Any]
 
+    def row(self, where: str, images: tuple[Picture, ...], target: Picture, mask: Picture | None) -> Row:
+        """The row that says this about these pictures."""
+        return Row(where, self.task, self.text, images, target, self.subject, mask, self.meta)
+
 
 def check_facts(entry: Mapping[str, Any], where: str, images: int) -> Facts:
     """Task, text, subject and meta of a row with ``images`` reference pictures.

@@ -268,7 +268,7 @@ def _row(where: str, text: bytes, key: str, members: Mapping[str, Picture]) -> R
             raise UserError(f"{where}: expected a picture '{key}.{part}.*', found {', '.join(members)}")
     facts = check_facts(entry, where, count)
     images = tuple(parts[f"image{k}"] for k in range(count))
-    return Row(where, facts.task, facts.text, images, parts["target"], facts.subject, parts.get("mask"), facts.meta)
+    return facts.row(where, images, parts["target"], parts.get("mask"))
 
 
 def _read(path: Path, offset: int, size: int) -> bytes:

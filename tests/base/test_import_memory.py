@@ -14,6 +14,7 @@ from mini_reference import ARGUMENTS, ROW, Mini
 
 LIMIT = 1.3  # x the size of the file that is read
 START = """
+import ast
 import sys
 from pathlib import Path
 from mentor_base.checkpoint import load_policy
@@ -27,7 +28,7 @@ def resident(field):
 folder, before = Path(sys.argv[1]), resident("VmRSS")
 """
 IMPORT = """
-SIZES["mini"] = eval(sys.argv[2])
+SIZES["mini"] = ast.literal_eval(sys.argv[2])
 (folder / "out").mkdir()
 options = ImportOptions(vq=folder / "vq", tokenizer=folder / "text")
 import_checkpoint(folder / "generator.pt", "mentor", folder / "out", options)
