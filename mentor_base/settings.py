@@ -78,6 +78,9 @@ class EmojiData(Section):
 
     source: Literal["emoji"] = "emoji"
     shapes: Probability = Field(0.3, description="share of t2i examples that are coloured shapes instead of emoji")
+    disguise: Probability = Field(
+        0.0, description="share of training subjects (subject, recovery) that are changed and not named"
+    )
     styles: tuple[str, ...] | None = Field(None, description="styles used; default: all")
 
 

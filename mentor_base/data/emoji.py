@@ -25,6 +25,7 @@ Example.meta, for rewards and evaluation; a key is absent where it does not appl
     style            id of the target's style, one of Atlas.styles
     style_name       the words that the text uses for it
     reference_style  (subject) id of the style of the reference
+    disguised        (recovery, subject) True: it is changed and not named (disguise.py); then without subject_id
     count, position  (t2i) int >= 2; a key of POSITIONS; only where the text claims them
   multi_image:
     subject_ids, styles   two of each, in the order of the references
@@ -49,6 +50,8 @@ from PIL import Image
 
 from mentor_base.data import captions
 from mentor_base.data.atlas import SIZE, Atlas, Subject
+from mentor_base.data.disguise import NAME as DISGUISED_NAME
+from mentor_base.data.disguise import Disguise
 from mentor_base.data.grounds import random_ground
 from mentor_base.data.schema import Example
 from mentor_base.data.shapes import COLOURS, NUMBERS, POSITIONS, RELATIONS, SHAPES, draw_scene, random_scene
@@ -90,7 +93,7 @@ class EmojiWorld:
     """Examples of all tasks over the committed atlas.
 
     Args:
-        settings: share of shapes in t2i, and the styles used (default: all).
+        settings: share of shapes in t2i, share of disguised training subjects, and the styles used (default: all).
 
     Raises:
         UserError: a style that the atlas does not have.
@@ -103,7 +106,6 @@ class EmojiWorld:
         self.atlas = Atlas.load()
         self.styles: tuple[str, ...] = self._checked_styles()
         self._pools: dict[str, Pools] = {}
-        self._hidden: dict[Pair, dict[str, bool]] = {}
 
     @cached_property
     def _tasks(self) -> Mapping[str, Callable[[Random, str], Example]]:
@@ -155,7 +157,7 @@ class EmojiWorld:
             return self._shapes(rng, split)
         pair = rng.choice(self._pool(split).targets)
         name, style = self._words(pair)
-        ground = self._ground(rng, pair)
+        ground = self._ground(rng, self._drawing(pair))
         meta = self._meta(pair, ground)
         many = captions.plural(name)
         roll = rng.random()
@@ -170,7 +172,7 @@ class EmojiWorld:
             text = captions.counted_caption(many, style, ground, count)
             return _row(text, target, name, meta | {"count": count})
         text = captions.emoji_caption(rng, name, style, ground, self._thing(pair).keywords)
-        return _row(text, self._plain(pair, ground), name, meta)
+        return _row(text, _over(self._drawing(pair), ground), name, meta)
 
     def _shapes(self, rng: Random, split: str) -> Example:
         scene = random_scene(rng, unseen=split.startswith("unseen"))
@@ -180,8 +182,9 @@ class EmojiWorld:
 
     def _reconstruction(self, rng: Random, split: str) -> Example:
         pair = rng.choice(self._pool(split).targets)
-        ground = self._ground(rng, pair)
-        picture = self._plain(pair, ground)
+        drawing = self._drawing(pair)
+        ground = self._ground(rng, drawing)
+        picture = _over(drawing, ground)
         text = captions.reconstruction_text(rng)
         return _row(text, picture, self._thing(pair).name, self._meta(pair, ground), (picture,))
 
@@ -206,15 +209,18 @@ class EmojiWorld:
 
     def _recovery(self, rng: Random, split: str) -> Example:
         pair = rng.choice(self._pool(split).targets)
-        name, style = self._words(pair)
-        ground = self._ground(rng, pair)
-        turned = _turned(self.atlas.sprite(*pair), rng.uniform(-45, 45), rng.uniform(0.55, 0.9))
+        disguise = self._disguise(rng, split)
+        name, style = self._words(pair, disguise)
+        drawing = self._drawing(pair, disguise)
+        ground = self._ground(rng, drawing)
+        turned = _turned(Image.fromarray(drawing), rng.uniform(-45, 45), rng.uniform(0.55, 0.9))
         scene = random_ground(rng, SIZE)
         compose(scene, turned, rng.randint(0, SIZE - turned.shape[1]), rng.randint(0, SIZE - turned.shape[0]))
-        mask = Image.fromarray((self.atlas.pixels(*pair)[:, :, 3] >= 128) * np.uint8(255))
+        mask = Image.fromarray((drawing[:, :, 3] >= 128) * np.uint8(255))
         text = captions.recovery_text(rng, name, style, ground)
-        images = (Image.fromarray(scene),)
-        return _row(text, self._plain(pair, ground), name, self._meta(pair, ground), images, mask)
+        meta = self._meta(pair, ground, disguise)
+        subject = None if disguise else name
+        return _row(text, _over(drawing, ground), subject, meta, (Image.fromarray(scene),), mask)
 
     def _subject(self, rng: Random, split: str) -> Example:
         transfers = self._pool(split).transfers
@@ -222,19 +228,23 @@ class EmojiWorld:
             raise UserError(f"the subject task needs two styles or more, found {', '.join(self.styles)}")
         pair, references = rng.choice(transfers)
         reference = (pair[0], rng.choice(references))
-        name, style = self._words(pair)
-        ground = self._ground(rng, pair)
-        shown_on = self._ground(rng, reference, white_share=REFERENCE_WHITE_SHARE)
-        meta = self._meta(pair, ground) | {"reference_style": reference[1]}
+        disguise = self._disguise(rng, split)
+        name, style = self._words(pair, disguise)
+        wanted, shown = self._drawing(pair, disguise), self._drawing(reference, disguise)
+        ground = self._ground(rng, wanted)
+        shown_on = self._ground(rng, shown, white_share=REFERENCE_WHITE_SHARE)
+        meta = self._meta(pair, ground, disguise) | {"reference_style": reference[1]}
         text = captions.subject_text(rng, name, style, ground)
-        return _row(text, self._plain(pair, ground), name, meta, (self._plain(reference, shown_on),))
+        subject = None if disguise else name
+        return _row(text, _over(wanted, ground), subject, meta, (_over(shown, shown_on),))
 
     def _multi_image(self, rng: Random, split: str) -> Example:
         pools = self._pool(split)
         first = rng.choice(pools.targets)
         pairs = (first, self._bystander(rng, pools, first[0]))
         relation = rng.choice(("side by side", *RELATIONS))
-        ground = self._ground(rng, *pairs)
+        drawings = tuple(map(self._drawing, pairs))
+        ground = self._ground(rng, *drawings)
         along, across = sorted((rng.randint(0, 3), rng.randint(SIZE - SMALL - 3, SIZE - SMALL))), rng.randint(8, 26)
         if relation in ("right of", "below"):
             along.reverse()
@@ -242,7 +252,7 @@ class EmojiWorld:
         for pair, place in zip(pairs, along, strict=True):
             left, top = (across, place) if relation in ("above", "below") else (place, across)
             compose(target, self._resized(pair, SMALL), left, top)
-        images = tuple(self._plain(pair, self._ground(rng, pair, white_share=REFERENCE_WHITE_SHARE)) for pair in pairs)
+        images = tuple(_over(each, self._ground(rng, each, white_share=REFERENCE_WHITE_SHARE)) for each in drawings)
         names = (self._thing(pairs[0]).name, self._thing(pairs[1]).name)
         meta = {
             "kind": "emoji",
@@ -275,11 +285,17 @@ class EmojiWorld:
                 compose(target, sprite, left, top)
         return Image.fromarray(target)
 
-    def _plain(self, pair: Pair, ground: str) -> Image.Image:
-        """The sprite at full size over a flat colour."""
-        canvas = _flat(ground)
-        compose(canvas, self.atlas.pixels(*pair), 0, 0)
-        return Image.fromarray(canvas)
+    def _drawing(self, pair: Pair, disguise: Disguise | None = None) -> np.ndarray:
+        """uint8 [64, 64, 4], straight alpha."""
+        pixels = self.atlas.pixels(*pair)
+        return pixels if disguise is None else disguise(pixels)
+
+    def _disguise(self, rng: Random, split: str) -> Disguise | None:
+        """For a training subject now and then; the other splits show what a user would."""
+        share = self.settings.disguise
+        if split != "train" or not share or rng.random() >= share:
+            return None
+        return Disguise.random(rng)
 
     def _resized(self, pair: Pair, side: int) -> np.ndarray:
         return np.asarray(self.atlas.sprite(*pair).resize((side, side), Image.Resampling.BOX))
@@ -292,34 +308,25 @@ class EmojiWorld:
             if self.atlas.subjects[pair[0]].family != family:
                 return pair
 
-    def _ground(self, rng: Random, *pairs: Pair, white_share: float = WHITE_SHARE) -> str:
-        """White, or a colour in which none of the sprites would vanish."""
+    def _ground(self, rng: Random, *drawings: np.ndarray, white_share: float = WHITE_SHARE) -> str:
+        """White, or a colour in which none of the drawings would vanish."""
         if rng.random() < white_share:
             return "white"
-        seen = [name for name in BACKGROUNDS if not any(self._vanishes(pair)[name] for pair in pairs)]
+        hidden = {name for drawing in drawings for name in _vanishing_on(drawing)}
+        seen = [name for name in BACKGROUNDS if name not in hidden]
         return rng.choice(seen) if seen else "white"
-
-    def _vanishes(self, pair: Pair) -> Mapping[str, bool]:
-        """Per background, whether more than a third of the sprite is nearly of that colour."""
-        known = self._hidden.get(pair)
-        if known is None:
-            sparse = self.atlas.pixels(*pair)[::2, ::2]
-            inside = sparse[sparse[:, :, 3] >= 128][:, None, :3].astype(np.int32)
-            near = ((inside - np.array([COLOURS[name] for name in BACKGROUNDS])) ** 2).sum(2) < 60**2
-            known = dict(zip(BACKGROUNDS, (near.sum(0) > len(inside) / 3).tolist(), strict=True))
-            self._hidden[pair] = known
-        return known
 
     def _thing(self, pair: Pair) -> Subject:
         return self.atlas.subjects[pair[0]]
 
-    def _words(self, pair: Pair) -> tuple[str, str]:
-        return self._thing(pair).name, self.atlas.style_names[pair[1]]
+    def _words(self, pair: Pair, disguise: Disguise | None = None) -> tuple[str, str]:
+        return DISGUISED_NAME if disguise else self._thing(pair).name, self.atlas.style_names[pair[1]]
 
-    def _meta(self, pair: Pair, ground: str) -> dict[str, Any]:
+    def _meta(self, pair: Pair, ground: str, disguise: Disguise | None = None) -> dict[str, Any]:
         subject, style = pair
-        names = {"subject_id": subject, "style": style, "style_name": self.atlas.style_names[style]}
-        return {"kind": "emoji", **names, **_ground_facts(ground)}
+        known = {"disguised": True} if disguise else {"subject_id": subject}
+        words = {"style": style, "style_name": self.atlas.style_names[style]}
+        return {"kind": "emoji", **known, **words, **_ground_facts(ground)}
 
     # ------------------------------------------------------------ splits
 
@@ -372,6 +379,21 @@ def _turned(sprite: Image.Image, degrees: float, scale: float) -> np.ndarray:
     turned = turned.crop(turned.getbbox())
     scale = min(scale, SIZE / max(turned.size))
     return np.asarray(turned.resize([max(1, int(side * scale)) for side in turned.size], Image.Resampling.BOX))
+
+
+def _over(drawing: np.ndarray, ground: str) -> Image.Image:
+    """The drawing at full size over a flat colour."""
+    canvas = _flat(ground)
+    compose(canvas, drawing, 0, 0)
+    return Image.fromarray(canvas)
+
+
+def _vanishing_on(drawing: np.ndarray) -> list[str]:
+    """The grounds to which more than a third of the drawing is near."""
+    sparse = drawing[::2, ::2]
+    inside = sparse[sparse[:, :, 3] >= 128][:, None, :3].astype(np.int32)
+    near = ((inside - np.array([COLOURS[name] for name in BACKGROUNDS])) ** 2).sum(2) < 60**2
+    return [name for name, count in zip(BACKGROUNDS, near.sum(0), strict=True) if count > len(inside) / 3]
 
 
 def _flat(ground: str) -> np.ndarray:
