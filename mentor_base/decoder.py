@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mentor_base.config import MentorConfig
 from mentor_base.rope import cells, rotate, rotation
@@ -133,8 +133,11 @@ class CaptionProjection(nn.Module):
         return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
 
 
-class Block(nn.Module):
-    """Pre-norm attention and SwiGLU over rows; ``attend`` knows which rows see which."""
+class Block(GradientCheckpointingLayer):
+    """Pre-norm attention and SwiGLU over rows; ``attend`` knows which rows see which.
+
+    transformers' base class lets the Trainer switch gradient checkpointing on.
+    """
 
     def __init__(self, config: MentorConfig) -> None:
         super().__init__()
@@ -315,7 +318,6 @@ class Decoder(nn.Module):
         if config.factorised_codebook:
             self.codebook_in = nn.Linear(config.vq_config.codebook_width, width, bias=False)
             self.codebook_out = nn.Linear(width, config.vq_config.codebook_width, bias=False)
-        self.gradient_checkpointing = False
 
     def tables(self, codebook_VK: torch.Tensor) -> Tables:
         """The plain tables; with ``factorised_codebook`` folded together from their parts."""
@@ -376,10 +378,7 @@ class Decoder(nn.Module):
         turns = turns[:, None, None, :]
         for block in self.blocks:
             kept = layout.last if block is self.blocks[-1] else None
-            if self.gradient_checkpointing and self.training:
-                rows = checkpoint(block, rows, turns, attend, kept, use_reentrant=False)
-            else:
-                rows = block(rows, turns, attend, kept)
+            rows = block(rows, turns, attend, kept)
         return self.norm(rows)
 
     def _caption(self, prefix: Prefix) -> torch.Tensor:

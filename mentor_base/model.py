@@ -254,6 +254,9 @@ class MentorForConditionalGeneration(PreTrainedModel):
         self.vq.train(False)
         return self
 
+    def enable_input_require_grads(self) -> None:
+        """Nothing: our checkpointing is not reentrant, and a frozen encoder would be run backward for nobody."""
+
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.embedding
 

@@ -39,6 +39,9 @@ class AdamW(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, ge=0.0)
     precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: bool = Field(
+        False, description="keep the inputs of blocks only and compute the rest again in the backward pass"
+    )
     threads: int | None = Field(None, gt=0, description="torch CPU threads; default: torch's own choice")
 
 

@@ -359,3 +359,5 @@ def _check(model: TokenizerModel, optimisation: Optimisation) -> None:
             "optimisation.micro_batch: the tokenizer trains on whole batches: "
             f"expected {optimisation.batch} or nothing, found {optimisation.micro_batch}"
         )
+    if optimisation.gradient_checkpointing:
+        raise UserError("optimisation.gradient_checkpointing: expected false (a tokenizer is small), found true")

@@ -13,6 +13,13 @@ from mentor_base.settings import AdamW, Checkpoints
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
+# transformers renamed the field in 5.x; the old name warns there.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+
 
 def shared_arguments(
     optimisation: AdamW, checkpoints: Checkpoints, report_to: Sequence[str], seed: int, run: RunFolder
@@ -28,6 +35,7 @@ def shared_arguments(
         "max_grad_norm": optimisation.max_grad_norm,
         "optim": "adamw_torch_fused",
         "bf16": optimisation.precision == "bf16",
+        CHECKPOINTING: optimisation.gradient_checkpointing,
         "use_cpu": not torch.accelerator.is_available(),  # under torchrun, accelerate starts gloo only if told
         "logging_nan_inf_filter": False,
         "save_steps": checkpoints.every,

@@ -189,3 +189,5 @@ def _check(optimisation: Optimisation) -> None:
             f"optimisation.micro_batch: expected none (scorers contrast the pictures of a whole batch), "
             f"found {optimisation.micro_batch}"
         )
+    if optimisation.gradient_checkpointing:
+        raise UserError("optimisation.gradient_checkpointing: expected false (scorers are small), found true")

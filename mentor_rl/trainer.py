@@ -221,7 +221,6 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRP
             use_bias_correction_kl=True,  # see objective.py
             temperature=algorithm.temperature,
             disable_dropout=True,
-            gradient_checkpointing=False,
             logging_steps=1,
             ddp_broadcast_buffers=False,
         )
