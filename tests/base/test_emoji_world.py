@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mentor_base.data import captions
+from mentor_base.data.disguise import NAME, Disguise
 from mentor_base.data.emoji import SPLITS, EmojiWorld
 from mentor_base.data.mixture import MixtureDataset, PromptList, world_of
 from mentor_base.data.schema import IMAGE_MARK, Example
@@ -186,6 +187,37 @@ def test_recovery_mask_is_the_target(world: EmojiWorld) -> None:
         assert np.array_equal(np.asarray(example.mask) == 255, alpha >= 128)
         clear = np.asarray(example.target)[alpha == 0]
         assert (clear == example.meta["background_rgb"]).all()
+
+
+def test_disguise_changes_all_drawings_of_a_subject_alike() -> None:
+    drawing = np.zeros((64, 64, 4), np.uint8)
+    drawing[8:16, 4:24] = (255, 0, 0, 255)
+    mirrored = Disguise(mirrored=True, quarter_turns=0, hue=0, width=1.0, height=1.0)(drawing)
+    assert (mirrored == drawing[:, ::-1]).all()
+    turned = Disguise(mirrored=False, quarter_turns=1, hue=0, width=1.0, height=1.0)(drawing)
+    assert (turned == np.rot90(drawing)).all()
+    recoloured = Disguise(mirrored=False, quarter_turns=0, hue=85, width=1.0, height=1.0)(drawing)
+    assert recoloured[10, 10, 1] > 250 > 10 > recoloured[10, 10, 0], "a third of the circle on, red is green"
+    squeezed = Disguise(mirrored=False, quarter_turns=0, hue=0, width=0.75, height=1.0)(drawing)
+    assert squeezed[8:16, 11:26, 3].min() == 255
+    assert squeezed[:, :, 3].sum() == 0.75 * drawing[:, :, 3].sum()
+
+
+def test_disguised_subjects_are_nameless_and_appear_in_training_only() -> None:
+    open_world, masked = EmojiWorld(), EmojiWorld(EmojiData(disguise=1.0))
+    for task in ("subject", "recovery"):
+        for index in range(20):
+            example = masked.example(task, "train", 7, index)
+            assert example.meta["disguised"]
+            assert "subject_id" not in example.meta
+            assert example.subject is None
+            assert f" {NAME} " in f" {example.text} "
+            assert example.meta["style_name"] in example.text
+            held_out = masked.example(task, "unseen_subjects", 7, index)
+            assert fingerprint(held_out) == fingerprint(open_world.example(task, "unseen_subjects", 7, index))
+    now_and_then = EmojiWorld(EmojiData(disguise=0.3))
+    disguised = ["disguised" in now_and_then.example("subject", "train", 7, i).meta for i in range(200)]
+    assert 40 < sum(disguised) < 80
 
 
 def test_reconstruction_asks_for_its_own_picture(world: EmojiWorld) -> None:
