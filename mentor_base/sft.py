@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from mentor_base.batch_split import split_batch
 from mentor_base.build import build_policy
 from mentor_base.callbacks import (
     InterruptCallback,
@@ -230,17 +231,12 @@ def training_arguments(
         UserError: when batch is no multiple of micro_batch times the number of processes.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
-    micro = optimisation.micro_batch or max(1, optimisation.batch // processes)
-    if optimisation.batch % (micro * processes):
-        raise UserError(
-            f"optimisation.batch: expected a multiple of micro_batch x processes = {micro} x {processes}, "
-            f"found {optimisation.batch}"
-        )
+    split = split_batch(optimisation, processes)
     return one_device(
         TrainingArguments(
             **shared_arguments(optimisation, checkpoints, report_to, seed, run),
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=optimisation.batch // (micro * processes),
+            per_device_train_batch_size=split.micro,
+            gradient_accumulation_steps=split.accumulation,
             logging_steps=max(1, optimisation.steps // LOG_LINES),
         )
     )

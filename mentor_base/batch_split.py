@@ -1,0 +1,30 @@
+"""How a batch over all processes is cut into micro-batches. Free of torch: plans are made without a process group."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mentor_base.errors import UserError
+from mentor_base.settings import Optimisation
+
+
+class BatchSplit(NamedTuple):
+    """Attributes: micro: examples per forward pass and process. accumulation: passes per optimizer step."""
+
+    micro: int
+    accumulation: int
+
+
+def split_batch(optimisation: Optimisation, processes: int) -> BatchSplit:
+    """The cut that ``batch``, ``micro_batch`` and the number of processes decide.
+
+    Raises:
+        UserError: when batch is no multiple of micro_batch times the number of processes.
+    """
+    micro = optimisation.micro_batch or max(1, optimisation.batch // processes)
+    if optimisation.batch % (micro * processes):
+        raise UserError(
+            f"optimisation.batch: expected a multiple of micro_batch x processes = {micro} x {processes}, "
+            f"found {optimisation.batch}"
+        )
+    return BatchSplit(micro, optimisation.batch // (micro * processes))
