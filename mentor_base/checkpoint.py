@@ -6,7 +6,7 @@ Checkpoints of others: interchange/importing.py and interchange/exporting.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,16 @@ def save_policy(
     processor: MentorProcessor,
     folder: str | Path,
     dtype: str = "float32",
+    state: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write a folder that ``load_policy`` and both ``from_pretrained`` take; from float16 too they load float32."""
+    """Write a folder that ``load_policy`` and both ``from_pretrained`` take; from float16 too they load float32.
+
+    ``state`` are other tensors than the model's own: gathered ones, or with adapters merged into them.
+    """
     if dtype not in DTYPES:
         raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, DTYPES)}")
     model.config.vq_config._name_or_path = ""  # transformers would publish where the tokenizer once lay
-    state = model.state_dict()
+    state = model.state_dict() if state is None else state
     copies = {value.data_ptr(): value.to(DTYPES[dtype]) for value in state.values() if value.is_floating_point()}
     state = {key: copies.get(value.data_ptr(), value) for key, value in state.items()}  # tied tensors stay tied
     with quiet():

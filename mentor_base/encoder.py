@@ -39,7 +39,7 @@ class ClipTower(nn.Module):
         pixels_M3HW = pixels_M3HW.to(self.clip.post_layernorm.weight.dtype)
         out = self.clip(pixel_values=pixels_M3HW, output_hidden_states=True)
         features_MPF = out.hidden_states[-2][:, 1:]
-        if torch.is_grad_enabled() and self.clip.post_layernorm.weight.requires_grad:
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.clip.parameters()):
             # The last block and the post-norm feed nothing, but a sharded trainer wants a gradient for each parameter.
             features_MPF = features_MPF + 0.0 * out.pooler_output.sum()
         return features_MPF

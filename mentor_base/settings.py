@@ -52,6 +52,22 @@ class Optimisation(AdamW):
     micro_batch: int | None = Field(None, gt=0, description="examples per forward pass and process; default: batch")
 
 
+class StageOptimisation(Optimisation):
+    """The same, its length given by steps or by epochs.
+
+    An epoch is as many draws as the mixture's tasks have training rows together; see mentor_base/epochs.py.
+    """
+
+    steps: int = Field(0, ge=0, description="optimizer steps of the whole run; 0: given by epochs")
+    epochs: Positive | None = Field(None, description="for rows on disk: steps = ceil(epochs x rows / batch)")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> StageOptimisation:
+        if (self.steps == 0) == (self.epochs is None):
+            raise ValueError("give either steps or epochs, not both")
+        return self
+
+
 class Sampling(Section):
     """How tokens are drawn, and the distribution whose log-probs training uses.
 
@@ -190,27 +206,61 @@ class PolicyModel(Section):
     options: dict[str, int | float | bool | str] = {}
 
 
+class Lora(Section):
+    """Low-rank adapters instead of the weights themselves (arXiv 2106.09685); needs the extra `peft`."""
+
+    rank: int = Field(16, gt=0)
+    alpha: Positive = Field(32.0, description="an adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="on the adapters' inputs; 0 in GRPO")
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="linear layers by the last part of their name, e.g. qkv; default: all"
+    )
+
+
 class TrainedParts(Section):
     """The freeze plan of a stage. The VQ tokenizer is always frozen.
 
     Stage 1 of the paper trains connector and decoder; stage 2 everything but the vision tower (section 3.2).
+    With ``lora`` the parts that are true get adapters, and all weights stay as they are.
     """
 
     vision: bool = False
     text_encoder: bool = False
     connector: bool = True
     decoder: bool = True
+    lora: Lora | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that train, by name."""
+        return tuple(name for name in ("vision", "text_encoder", "connector", "decoder") if getattr(self, name))
+
+
+CONNECTOR_ALONE = TrainedParts(decoder=False)
 
 
 class Stage(Section):
-    """One supervised stage."""
+    """One supervised stage.
+
+    "projector" reads t2i rows the other way round: the picture is given, and the frozen T5 decoder of ``captioner``
+    writes the caption (mentor_base/captioning.py). The other stages draw the target.
+    """
 
     name: Literal["projector", "alignment", "instruction"]
     mixture: Mixture
     train: TrainedParts
+    captioner: InputPath | None = Field(None, description="whole T5 checkpoint; the projector stage alone")
 
     @model_validator(mode="after")
     def _trains_something(self) -> Stage:
-        if not any(self.train.model_dump().values()):
+        if not self.train.parts:
             raise ValueError("a stage has to train at least one part")
+        return self
+
+    @model_validator(mode="after")
+    def _captions(self) -> Stage:
+        if (self.name == "projector") != (self.captioner is not None):
+            raise ValueError("the projector stage needs captioner (a T5 checkpoint), the other stages take none")
+        if self.name == "projector" and (set(self.mixture.weights) != {"t2i"} or self.train != CONNECTOR_ALONE):
+            raise ValueError("the projector stage learns from t2i rows alone and trains the connector alone")
         return self

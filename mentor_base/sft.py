@@ -41,8 +41,10 @@ from mentor_base.callbacks import (
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
 from mentor_base.data.broken import read_report
 from mentor_base.data.mixture import World, world_of
+from mentor_base.epochs import in_steps
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.lora import FOLDER, adapters, add_adapters, count_parameters, merged_state, save_adapter
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
@@ -84,11 +86,12 @@ def train_stage(
     if optimisation.threads is not None:
         torch.set_num_threads(optimisation.threads)
     hide_bars()
-    args = training_arguments(optimisation, checkpoints, report_to, seed, run)
     world = world_of(stage.mixture.data, run.broken_file)
+    optimisation = in_steps(optimisation, stage.mixture, world, run)
+    args = training_arguments(optimisation, checkpoints, report_to, seed, run)
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
-    set_trained_parts(policy, stage.train)
+    set_trained_parts(policy, stage.train, seed)
     collator = Collator(processor, policy.vq.config.image_size)
     with InterruptGuard() as guard:
         trainer = StageTrainer(
@@ -127,15 +130,20 @@ def starting_point(
     return build_policy(model, load_vq(tokenizer), world.corpus())
 
 
-def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedParts) -> None:
-    """Let only the plan's parts collect gradients; the VQ tokenizer is in none of them.
+def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedParts, seed: int = 0) -> None:
+    """Let only the plan's parts collect gradients, or their adapters; the VQ tokenizer is in none of them.
+
+    ``seed`` decides the numbers that adapters start from.
 
     Raises:
-        UserError: train.vision where the vision tower is the tokenizer's trunk, which stays frozen.
+        UserError: train.vision where the vision tower is the tokenizer's trunk, which stays frozen; see also lora.py.
     """
     if train.vision and policy.config.vision_tower == "tokenizer":
         raise UserError("stage.train.vision: expected false with vision_tower 'tokenizer', found true")
     policy.requires_grad_(False)
+    if train.lora is not None:
+        add_adapters(policy, train, seed)
+        return
     policy.encoder.vision.requires_grad_(train.vision)
     policy.encoder.text.requires_grad_(train.text_encoder)
     policy.encoder.connector.requires_grad_(train.connector)
@@ -279,17 +287,17 @@ def write_policy(
     cpu_seconds: float,
     **facts: Any,
 ) -> None:
-    """Write a trained policy to ``run.final``, and what its card needs to the manifest."""
+    """Write a trained policy to ``run.final``, plain also where adapters were trained, and what its card needs."""
+    state = policy.state_dict()
     with run.writing_final() as folder:
-        save_policy(policy.eval(), processor, folder)
+        save_policy(policy.eval(), processor, folder, state=merged_state(policy, state))
+        if adapters(policy):
+            save_adapter(policy, state, folder / FOLDER)
         run.write_manifest(
             training_seconds=round(run.seconds, 1),
             cpu_minutes=round(cpu_seconds / 60, 2),
             steps=steps,
-            parameters={
-                "total": sum(parameter.numel() for parameter in policy.parameters()),
-                "trained": sum(parameter.numel() for parameter in policy.parameters() if parameter.requires_grad),
-            },
+            parameters=count_parameters(policy, state),
             **facts,
         )
 

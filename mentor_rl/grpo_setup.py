@@ -31,8 +31,13 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
             f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
             f"found '{algorithm.scale_rewards}'"
         )
-    if not any(recipe.train.model_dump().values()):
+    if not recipe.train.parts:
         raise UserError("train: expected at least one part to train, found none")
+    if recipe.train.lora is not None and recipe.train.lora.dropout:
+        raise UserError(
+            "train.lora.dropout: expected 0 (the policy that is optimised has to be the one that was sampled), "
+            f"found {recipe.train.lora.dropout:g}"
+        )
     if not any(entry.role == "train" for entry in recipe.rewards.values()):
         raise UserError("rewards: expected at least one with role 'train', found monitors only")
     return pictures // processes

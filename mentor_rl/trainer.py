@@ -5,7 +5,8 @@
 1. ``rollout_func``: draw the pictures ourselves, score each once with the whole composite;
 2. ``_generate_and_score_completions``: see the dataset rows (``rollout_func`` gets the prompts only);
 3. ``_get_per_token_logps_and_entropies``: log-probs by the policy's own "logprobs" mode;
-4. the reference model: a second frozen copy that we load (trl would look the class up inside transformers);
+4. the reference model: a second frozen copy that we load (trl would look the class up inside transformers), or the
+   policy with its adapters switched off;
 5. ``log``: our names, without the text metrics that mean nothing for pictures.
 
 What trl then does is stated in objective.py and tested against it: advantages, ratio, clip, KL, loss.
@@ -69,6 +70,7 @@ from mentor_base.data.mixture import PromptList, world_of
 from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
@@ -158,10 +160,10 @@ def build_trainer(
 ) -> MentorGRPOTrainer:
     """The trainer of a recipe, ready to train."""
     algorithm, monitoring = recipe.algorithm, recipe.monitoring
-    set_trained_parts(policy, recipe.train)
+    set_trained_parts(policy, recipe.train, recipe.seed)
     silence_dropout(policy)
     frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
-    reference = load_policy(recipe.policy)[0] if algorithm.beta > 0 else None
+    reference = reference_of(recipe, policy) if algorithm.beta > 0 else None
     world = world_of(recipe.prompts.data, run.broken_file)
     rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
     count = rollouts * algorithm.prompts_per_step
@@ -193,6 +195,13 @@ def build_trainer(
     )
     quieten(trainer)
     return trainer
+
+
+def reference_of(
+    recipe: GrpoRecipe, policy: MentorForConditionalGeneration
+) -> MentorForConditionalGeneration | WithoutAdapters:
+    """The frozen policy that training starts from: a second copy, or this one with its adapters switched off."""
+    return load_policy(recipe.policy)[0] if recipe.train.lora is None else WithoutAdapters(policy)
 
 
 def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRPOConfig:
@@ -259,7 +268,7 @@ class MentorGRPOTrainer(GRPOTrainer):
 
     Args:
         policy: what is trained; parameters that shall stay as they are do not require gradients.
-        reference: the frozen copy for the KL term; None exactly when ``args.beta`` is 0.
+        reference: the frozen policy for the KL term; None exactly when ``args.beta`` is 0.
         composite: loaded rewards.
         store: the prompts of the run by uid, 0 <= uid < ``rows``.
         fixed_store, fixed: the prompts that are watched.
@@ -271,7 +280,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         self,
         *,
         policy: MentorForConditionalGeneration,
-        reference: MentorForConditionalGeneration | None,
+        reference: MentorForConditionalGeneration | WithoutAdapters | None,
         args: GRPOConfig,
         composite: Composite,
         store: PromptStore,
@@ -319,8 +328,10 @@ class MentorGRPOTrainer(GRPOTrainer):
         self.ref_model = None if reference is None else self._frozen(reference, policy)
 
     def _frozen(
-        self, reference: MentorForConditionalGeneration, policy: MentorForConditionalGeneration
+        self, reference: MentorForConditionalGeneration | WithoutAdapters, policy: MentorForConditionalGeneration
     ) -> torch.nn.Module:
+        if isinstance(reference, WithoutAdapters):
+            return reference
         reference.requires_grad_(False)
         reference.eval()
         if self.is_deepspeed_enabled:
