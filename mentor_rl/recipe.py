@@ -29,6 +29,7 @@ from mentor_base.settings import (
     Section,
     Split,
     Stage,
+    StageOptimisation,
     Task,
     TokenizerLosses,
     TokenizerModel,
@@ -65,7 +66,7 @@ class SftRecipe(Common):
     tokenizer: InputPath | None = Field(None, description="VQ tokenizer of a policy built from scratch")
     model: PolicyModel | None = None
     stage: Stage
-    optimisation: Optimisation
+    optimisation: StageOptimisation
     validation: Validation
     checkpoints: Checkpoints
     report_to: tuple[str, ...] = ()
@@ -76,6 +77,12 @@ class SftRecipe(Common):
             raise ValueError("give either init (a policy to start from) or model (with tokenizer), not both")
         if self.model is not None and self.tokenizer is None:
             raise ValueError("model needs tokenizer: the VQ tokenizer whose codes the policy writes")
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_end(self) -> SftRecipe:
+        if self.optimisation.epochs is not None and isinstance(self.stage.mixture.data, EmojiData):
+            raise ValueError("optimisation.epochs: the emoji world is drawn without end; give optimisation.steps")
         return self
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
@@ -73,6 +73,10 @@ class RowWorld:
             except BrokenPicture as error:
                 self.broken.note(error)
         raise UserError(f"data: no row of task '{task}' in split '{split}' has readable pictures")
+
+    def count(self, tasks: Iterable[str], split: str = "train") -> int:
+        """How many rows of these tasks there are, broken ones included."""
+        return sum(len(self.splits[split].by_task.get(task, ())) for task in tasks)
 
     def corpus(self) -> list[str]:
         """All texts of the train rows."""

@@ -231,6 +231,42 @@ checkpoints: {every: 1}
         check_names(loaded, str(path))
 
 
+SFT = """\
+kind: sft
+run: runs/x
+init: start
+stage: {name: instruction, mixture: {data: {source: jsonl, train: a.jsonl}, weights: {t2i: 1}}, train: {}}
+optimisation: {lr: 1e-4, epochs: 2, batch: 8}
+validation: {every: 1}
+checkpoints: {every: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimisation.steps=3", "optimisation: give either steps or epochs, not both"),
+        ("stage.mixture.data={source: emoji}", "optimisation.epochs: the emoji world is drawn without end"),
+        ("stage.name=projector", "stage: the projector stage needs captioner"),
+        ("stage.captioner=start", "stage: the projector stage needs captioner (a T5 checkpoint), the other stages"),
+    ],
+)
+def test_faults_of_a_stage(recipe: Path, override: str, line: str) -> None:
+    recipe.write_text(SFT, encoding="utf-8")
+    (recipe.parent / "a.jsonl").touch()
+    load_recipe(recipe)
+    assert line in _error(recipe, override)
+
+
+def test_a_projector_stage_trains_the_connector_on_captions(recipe: Path) -> None:
+    recipe.write_text(SFT, encoding="utf-8")
+    (recipe.parent / "a.jsonl").touch()
+    as_projector = ["stage.name=projector", "stage.captioner=start", "stage.train={decoder: false}"]
+    load_recipe(recipe, as_projector)
+    for fault in ("stage.train.text_encoder=true", "stage.mixture.weights={subject: 1}"):
+        assert "learns from t2i rows alone and trains the connector alone" in _error(recipe, *as_projector, fault)
+
+
 def test_data_files_are_one_a_list_or_a_glob(recipe: Path) -> None:
     _edit(recipe, "{shapes: 0.5}", "{source: jsonl, train: [a.jsonl, 'parts/*.jsonl']}")
     assert _error(recipe).splitlines() == [
