@@ -17,7 +17,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -40,13 +40,21 @@ class RunFolder:
         self._opened = time.monotonic()
 
     @classmethod
-    def open(cls, path: str | Path, recipe: Mapping[str, Any]) -> RunFolder:
-        """Create the folder for this recipe, or reopen it to resume. A folder with another recipe is an error."""
+    def open(
+        cls,
+        path: str | Path,
+        recipe: Mapping[str, Any],
+        reread: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda held: held,
+    ) -> RunFolder:
+        """Create the folder for this recipe, or reopen it to resume. A folder with another recipe is an error.
+
+        ``reread`` says how a kept recipe reads today: settings may have come since its run began.
+        """
         folder = cls(Path(path))
         marker = folder.path / MARKER
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         if marker.exists():
-            held = yaml.safe_load(marker.read_text(encoding="utf-8"))
+            held = reread(yaml.safe_load(marker.read_text(encoding="utf-8")))
             fresh = yaml.safe_load(text)
             if held != fresh:
                 raise UserError(

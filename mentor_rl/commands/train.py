@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
@@ -93,7 +95,15 @@ def open_run(recipe: Recipe) -> RunFolder:
             if time.monotonic() - waited_from > WAIT_SECONDS:
                 raise UserError(f"{folder}: process 0 has not made this run folder within {WAIT_SECONDS:.0f} s")
             time.sleep(0.05)
-    return RunFolder.open(folder, resolved(recipe))
+    return RunFolder.open(folder, resolved(recipe), partial(_reread, recipe))
+
+
+def _reread(recipe: Recipe, held: dict[str, Any]) -> dict[str, Any]:
+    """A kept recipe with the settings that its edition did not have, at their defaults; itself where it is no such."""
+    try:
+        return resolved(type(recipe).model_validate(held))
+    except ValidationError:
+        return held
 
 
 def recipe_text(recipe: Recipe) -> str:

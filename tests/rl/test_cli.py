@@ -181,6 +181,17 @@ def test_a_run_folder_that_holds_something_else(mentor: Shell) -> None:
     assert line.startswith("runs/notes: expected an empty folder or a run, found other files")
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mentor_base.tokenizer_training.train_tokenizer", lambda **_: None)
+    mentor("train", "x.yaml")
+    kept = Path("runs/vq/recipe.yaml")
+    held = yaml.safe_load(kept.read_text())
+    del held["data"]["disguise"]
+    kept.write_text(yaml.safe_dump(held))
+    code, _, err = mentor("train", "x.yaml")
+    assert (code, err) == (0, "")
+
+
 def test_a_full_disk(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(run: RunFolder, **_: object) -> None:
         run.metrics_file.symlink_to("/dev/full")
