@@ -39,5 +39,5 @@ $(VENV)/core-installed: $(NEEDS)
 	@touch $@
 
 $(VENV)/dev-installed: $(NEEDS)
-	$(INSTALL) --editable '.[dev,efficientnet]'
+	$(INSTALL) --editable '.[dev,efficientnet,peft]'
 	@touch $@ $(VENV)/core-installed

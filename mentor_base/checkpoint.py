@@ -71,6 +71,15 @@ def load_vq(path: str | Path) -> VQModel:
     return vq
 
 
+def load_tokenizer_of(path: str | Path) -> VQModel:
+    """A tokenizer from its own folder, or the one inside a policy's folder: float32, eval mode, frozen."""
+    from mentor_base.config import MentorConfig
+
+    folder = model_folder(path)
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return load_policy(folder)[0].vq if kind == MentorConfig.model_type else load_vq(folder)
+
+
 def model_folder(path: str | Path) -> Path:
     """The folder that holds config.json: ``path`` itself, or final/ of a run."""
     for folder in (Path(path), Path(path) / "final"):

@@ -142,8 +142,9 @@ class MentorForConditionalGeneration(PreTrainedModel):
         if (tokens is None) == (target_pixels is None):
             raise ValueError("mode 'loss': expected either tokens or target_pixels")
         if tokens is None:
-            with torch.no_grad():
-                tokens = self.vq.encode(cast(torch.Tensor, target_pixels))
+            pixels = cast(torch.Tensor, target_pixels)
+            with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):  # the codes `data encode` makes
+                tokens = self.vq.encode(pixels)
         if condition_drop is None:
             condition_drop = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         batch, tables = PromptBatch(**inputs), self._tables()

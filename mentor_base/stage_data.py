@@ -1,6 +1,6 @@
 """What a supervised stage feeds its model: rows that are pure functions of (seed, index), and the batches made of them.
 
-Shapes: N samples, T prefix length, M reference pictures of the batch, H rows and W columns of pixels.
+Shapes: N samples, L image tokens, T prefix length, M reference pictures of the batch, H rows and W columns of pixels.
 
 Because a row depends on nothing but the seed and its place in the run, batching, gradient accumulation, the number of
 processes and a resume in mid-run cannot change what the model sees.
@@ -17,9 +17,11 @@ from torch.utils.data import Dataset
 
 from mentor_base.data.mixture import MixtureDataset, World
 from mentor_base.data.schema import Example
+from mentor_base.errors import UserError
 from mentor_base.images import to_pixels
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Mixture
+from mentor_base.vq import VQModel
 
 
 class Row(NamedTuple):
@@ -56,17 +58,54 @@ class StageDataset(Dataset[Row]):
 class Collator:
     """Rows -> the keyword arguments of the model's loss mode.
 
-    input_ids_NT, attention_mask_NT, pixel_values (references_M3HW or None), target_pixels_N3HW in [-1, 1] at the
-    tokenizer's size, condition_drop_N (bool).
+    input_ids_NT, attention_mask_NT, pixel_values (references_M3HW or None), condition_drop_N (bool), and the targets:
+    tokens_NL where the rows carry their codes, else target_pixels_N3HW in [-1, 1] at the tokenizer's size.
     """
 
-    def __init__(self, processor: MentorProcessor, image_size: int) -> None:
-        self.processor, self.image_size = processor, image_size
+    def __init__(self, processor: MentorProcessor, vq: VQModel) -> None:
+        self.processor = processor
+        self.image_size, self.codebook_size = int(vq.config.image_size), int(vq.config.codebook_size)
+        self.length, self.fingerprint = vq.config.tokens, vq.fingerprint()
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """
+        Raises:
+            UserError: codes of another tokenizer, or only some rows with codes; names the row.
+        """
         examples = [row.example for row in rows]
         return {
             **self.processor(examples),
-            "target_pixels": to_pixels([example.target for example in examples], self.image_size),
+            **self._targets(examples),
             "condition_drop": torch.tensor([row.drop for row in rows]),
         }
+
+    def _targets(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        bare = next((example for example in examples if example.codes is None), None)
+        if bare is None:
+            return {"tokens": torch.tensor([self._tokens(example) for example in examples])}
+        coded = next((example for example in examples if example.codes is not None), None)
+        if coded is not None:
+            raise UserError(
+                f"{_place(bare)}: codes: expected them as in {_place(coded)}, found none; "
+                "encode all rows (`mentor data encode`), or none"
+            )
+        return {"target_pixels": to_pixels([example.target for example in examples], self.image_size)}
+
+    def _tokens(self, example: Example) -> tuple[int, ...]:
+        assert example.codes is not None
+        tokenizer, tokens = example.codes
+        if tokenizer != self.fingerprint:
+            raise UserError(
+                f"{_place(example)}: codes: expected those of the policy's tokenizer {self.fingerprint}, "
+                f"found those of {tokenizer}; encode the rows again (`mentor data encode`)"
+            )
+        if len(tokens) != self.length or max(tokens) >= self.codebook_size:
+            raise UserError(
+                f"{_place(example)}: codes.tokens: expected {self.length} numbers below {self.codebook_size}, "
+                f"found {len(tokens)} up to {max(tokens)}"
+            )
+        return tokens
+
+
+def _place(example: Example) -> str:
+    return str(example.meta.get("where", "example"))

@@ -18,6 +18,7 @@ the dtype of the convolutions.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -309,6 +310,18 @@ class VQModel(PreTrainedModel):
     def encode(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         """pixels in [-1, 1], sides multiples of the stride -> tokens_NL, long, row-major."""
         return self.nearest(self.latents(pixels_N3HW))
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the function ``encode``: same digits, same codes. Weights are hashed as
+        float32, those of the decoder are left out."""
+        parts = {"encoder": self.encoder, "to_code": self.to_code, "codes": self.codes}
+        facts = (self.config.image_size, self.config.stem_patch, self.config.normalisation, self.config.attention)
+        digest = hashlib.sha256(repr(facts).encode())
+        for part, module in parts.items():
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(f"{part}.{name} {tuple(value.shape)}".encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def decode(self, tokens_NL: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """tokens_NL -> pixels_N3HW, float, not clamped. ``grid`` is (rows, columns) of codes; default: a square."""

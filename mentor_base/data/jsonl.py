@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mentor_base.data.rows import FilePicture, Row, check_facts, check_keys, os_reason, parse_object, shown
+from mentor_base.data.rows import CODED_KEYS, FilePicture, Row, check_facts, check_keys, os_reason, parse_object, shown
 from mentor_base.data.schema import TASKS
 from mentor_base.errors import UserError
 
@@ -68,7 +68,7 @@ def count_jsonl(path: Path) -> int:
 def parse_line(line: bytes, where: str, folder: Path) -> Row:
     """The row of one line; paths are joined to ``folder``."""
     entry = parse_object(line.rstrip(b"\r\n"), where)  # so that columns count from the line
-    check_keys(entry, where)
+    check_keys(entry, where, CODED_KEYS)
     images = entry.get("images", [])
     if not isinstance(images, list):
         raise UserError(f"{where}: images: expected a list of picture paths, found {shown(images)}")

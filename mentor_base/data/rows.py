@@ -3,9 +3,11 @@
     {"task": "subject", "text": "<image> this fox in line art style", "images": [...], "target": ..., "subject": "fox",
      "mask": null, "meta": {"style": "line art"}}
 
-``task``, ``text`` and ``target`` are required. A source (jsonl.py, shards.py, parquet.py) says how pictures are named
-and where rows lie; it is a RowFile. Everything but the pixels is strict and checked when a file is opened. A picture
-that cannot be decoded is a fault of that row alone, found when the row is drawn: BrokenPicture.
+``task``, ``text`` and ``target`` are required. JSON rows may have ``codes``, the target as a tokenizer made them
+(``mentor data encode``): {"tokenizer": "5d41402abc4b2a76", "tokens": [17, 4, ...]}. A source (jsonl.py, shards.py,
+parquet.py) says how pictures are named and where rows lie; it is a RowFile. Everything but the pixels is strict and
+checked when a file is opened. A picture that cannot be decoded is a fault of that row alone, found when the row is
+drawn: BrokenPicture.
 
 A picture is broken by what it holds or by its absence, never by a moment's failure of a disk or a network: that one
 stops the run, because a skipped row would make the run's rows depend on more than (seed, index).
@@ -24,11 +26,12 @@ from typing import Any, BinaryIO, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from mentor_base.data.schema import TASKS, Example, check_text
+from mentor_base.data.schema import TASKS, Codes, Example, check_text
 from mentor_base.errors import UserError, nearest
 from mentor_base.images import over_white
 
 KEYS = ("task", "text", "images", "target", "subject", "mask", "meta")
+CODED_KEYS = (*KEYS, "codes")  # of sources in JSON
 REQUIRED = ("task", "text", "target")
 FACTS: dict[str, tuple[type, str]] = {
     "task": (str, "a task name"),
@@ -113,6 +116,7 @@ class Row:
     subject: str | None
     mask: Picture | None
     meta: Mapping[str, Any]
+    codes: Codes | None = None
 
     def load(self) -> Example:
         """Decode the pictures.
@@ -126,7 +130,7 @@ class Row:
             raise BrokenPicture(self.where, "mask", f"{mask.size} pixels over a target of {target.size}")
         images = tuple(decoded[f"images[{k}]"] for k in range(len(self.images)))
         meta = {**self.meta, "where": self.where}
-        return Example(self.task, self.text, images, target, self.subject, mask, meta)
+        return Example(self.task, self.text, images, target, self.subject, mask, meta, self.codes)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(width, height) of each picture by its part, from the headers alone; raises BrokenPicture."""
@@ -170,14 +174,15 @@ class Facts:
     text: str
     subject: str | None
     meta: Mapping[str, Any]
+    codes: Codes | None = None
 
     def row(self, where: str, images: tuple[Picture, ...], target: Picture, mask: Picture | None) -> Row:
         """The row that says this about these pictures."""
-        return Row(where, self.task, self.text, images, target, self.subject, mask, self.meta)
+        return Row(where, self.task, self.text, images, target, self.subject, mask, self.meta, self.codes)
 
 
 def check_facts(entry: Mapping[str, Any], where: str, images: int) -> Facts:
-    """Task, text, subject and meta of a row with ``images`` reference pictures.
+    """Task, text, subject, meta and codes of a row with ``images`` reference pictures.
 
     Raises:
         UserError: as ``where: key: expected ..., found ...``.
@@ -192,7 +197,19 @@ def check_facts(entry: Mapping[str, Any], where: str, images: int) -> Facts:
     check_text(text, images, where)
     if not text.strip():
         raise UserError(f"{where}: expected a caption, found an empty text")
-    return Facts(task, text, entry.get("subject"), entry.get("meta", {}))
+    return Facts(task, text, entry.get("subject"), entry.get("meta", {}), check_codes(entry.get("codes"), where))
+
+
+def check_codes(value: Any, where: str) -> Codes | None:
+    """The codes of a row, if it has any; whether they fit a policy is found where they meet it."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.keys() != set(Codes._fields) or not isinstance(value["tokenizer"], str):
+        raise UserError(f"{where}: codes: expected {{tokenizer: ..., tokens: [...]}}, found {shown(value)}")
+    tokens = value["tokens"]
+    if not isinstance(tokens, list) or not tokens or any(type(token) is not int or token < 0 for token in tokens):
+        raise UserError(f"{where}: codes.tokens: expected whole numbers from 0 on, found {shown(tokens)}")
+    return Codes(value["tokenizer"], tuple(tokens))
 
 
 def check_keys(keys: Mapping[str, Any], where: str, known: tuple[str, ...] = KEYS) -> None:

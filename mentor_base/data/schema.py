@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from PIL import Image
 
@@ -16,6 +16,18 @@ from mentor_base.settings import Task
 
 IMAGE_MARK = "<image>"
 TASKS: tuple[str, ...] = get_args(Task)
+
+
+class Codes(NamedTuple):
+    """A target as a VQ tokenizer's codes, made once (``mentor data encode``).
+
+    Attributes:
+        tokenizer: fingerprint of the tokenizer (VQModel.fingerprint); no other can read them.
+        tokens: the picture's L codes, row-major.
+    """
+
+    tokenizer: str
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Example:
         subject: name of what is shown; None where no single subject is.
         mask: 8-bit mask of the subject in the target (segmentation, recovery); None elsewhere.
         meta: facts for rewards and evaluation, e.g. style, background, reference_style, count, position.
+        codes: the target as codes; None where nobody made them yet.
     """
 
     task: str
@@ -39,6 +52,7 @@ class Example:
     subject: str | None = None
     mask: Image.Image | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    codes: Codes | None = None
 
     def __post_init__(self) -> None:
         check_text(self.text, len(self.images), where=str(self.meta.get("where", "example")))

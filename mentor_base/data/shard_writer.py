@@ -22,16 +22,20 @@ from mentor_base.errors import UserError
 ENDINGS = {"JPEG": "jpg"}  # every other format is its own ending: png, webp, ...
 
 
-def write_shards(rows: Iterable[Row | UserError], out: Path, prefix: str, size: int, broken: BrokenRows) -> list[Path]:
+def write_shards(
+    rows: Iterable[Row | UserError], out: Path, prefix: str, size: int, broken: BrokenRows, written: int = 0
+) -> list[Path]:
     """``out/<prefix>-000000.tar`` and on, ``size`` rows each, with their indexes beside them.
+
+    ``written`` rows are in whole shards there already, and not among ``rows``.
 
     Raises:
         UserError: the first row that cannot be used, or too many with broken pictures (those are left out).
     """
     shards: list[Path] = []
-    samples = enumerate(_whole_rows(rows, broken))
+    samples = enumerate(_whole_rows(rows, broken), start=written)
     while (first := next(samples, None)) is not None:
-        shard = out / f"{prefix}-{len(shards):06d}.tar"
+        shard = out / f"{prefix}-{-(-written // size) + len(shards):06d}.tar"
         partial = out / f".{shard.name}.partial"  # renamed when whole
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as archive:
             for n, members in chain([first], islice(samples, size - 1)):
@@ -46,10 +50,10 @@ def write_shards(rows: Iterable[Row | UserError], out: Path, prefix: str, size: 
 def _whole_rows(rows: Iterable[Row | UserError], broken: BrokenRows) -> Iterator[dict[str, bytes]]:
     """Members of each row by the rest of their names."""
     for row in rows:
-        if isinstance(row, UserError):
-            raise row
         broken.drawn += 1
         try:
+            if isinstance(row, UserError):
+                raise row
             yield _members(row)
         except BrokenPicture as error:
             broken.note(error)
@@ -61,6 +65,8 @@ def _members(row: Row) -> dict[str, bytes]:
         entry["subject"] = row.subject
     if row.meta:
         entry["meta"] = dict(row.meta)
+    if row.codes is not None:
+        entry["codes"] = row.codes._asdict()
     members = {"json": json.dumps(entry, ensure_ascii=False, default=str).encode()}
     for part, picture in row.pictures():
         form = read_header(picture, row.where, part)[1]

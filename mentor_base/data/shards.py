@@ -35,7 +35,7 @@ from mentor_base.runlog import write_atomically
 logger = logging.getLogger(__name__)
 
 INDEX_FORMAT = "mentor shard index 1"
-TEXT_KEYS = ("task", "text", "subject", "meta")
+TEXT_KEYS = ("task", "text", "subject", "meta", "codes")
 COLUMNS = ("starts", "sizes", "text_starts", "text_sizes")
 
 

@@ -1,4 +1,4 @@
-"""``mentor data check | import-mentor | shard``: look at rows, convert and pack them, without a training run."""
+"""``mentor data check | import-mentor | shard | encode``: look at rows, convert, pack and encode them; no training."""
 
 from __future__ import annotations
 
@@ -114,15 +114,10 @@ def shard_rows(
     """Pack rows and their pictures into tar shards: OUT/train-000000.tar and on, and the same for val."""
     from mentor_base.data.broken import BrokenRows
     from mentor_base.data.shard_writer import write_shards
-    from mentor_base.data.sources import count_rows, split_files
+    from mentor_base.data.sources import count_rows
     from mentor_base.progress import ProgressBar
 
-    sections = row_sections(source)
-    if len(sections) != 1:
-        raise UserError(
-            f"{source}: expected one section of data to pack, found {len(sections)}; give its files instead"
-        )
-    data, files = sections[0], split_files(sections[0])
+    data, files = _one_section(source)
     refuse_full(out)
     out.mkdir(parents=True, exist_ok=True)
     broken = BrokenRows(data.broken_rate, out / BROKEN)
@@ -130,6 +125,37 @@ def shard_rows(
         with ProgressBar(f"packing {split}", sum(count_rows(data, path) for path in paths)) as bar:
             shards = write_shards(_counted(data, paths, bar), out, split, size, broken)
         print(f"{out}/{split}-*.tar: {len(shards)} shards")
+    _say_broken(broken.met, out)
+
+
+@data_app.command("encode")
+def encode_rows(
+    source: Source,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, or one to go on with.")],
+    tokenizer: Annotated[Path, typer.Option(help="A VQ tokenizer, or a policy that has one.")],
+    size: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 10_000,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that the tokenizer encodes at once.")] = 32,
+) -> None:
+    """Encode the targets once: tar shards as `mentor data shard` makes them, whose rows carry VQ codes."""
+    import torch
+
+    from mentor_base.checkpoint import load_tokenizer_of
+    from mentor_base.data.broken import BrokenRows
+    from mentor_base.data.encode import encode_split, start_folder
+    from mentor_base.data.sources import count_rows
+    from mentor_base.progress import ProgressBar
+
+    data, files = _one_section(source)
+    vq = load_tokenizer_of(tokenizer).to(torch.accelerator.current_accelerator() or "cpu")
+    manifest = start_folder(out, vq, size, files)
+    broken = BrokenRows(data.broken_rate, out / BROKEN)
+    for split, paths in files.items():
+        if split in manifest["rows"]:
+            print(f"{out}/{split}-*.tar: finished before, {manifest['rows'][split]} rows")
+            continue
+        with ProgressBar(f"encoding {split}", sum(count_rows(data, path) for path in paths)) as bar:
+            count = encode_split(_counted(data, paths, bar), out, split, manifest, vq, batch, broken)
+        print(f"{out}/{split}-*.tar: {count} rows with codes of tokenizer {manifest['tokenizer']}")
     _say_broken(broken.met, out)
 
 
@@ -165,6 +191,18 @@ def _row_sections(section: BaseModel) -> Iterator[RowData]:
             yield value
         elif isinstance(value, BaseModel):
             yield from _row_sections(value)
+
+
+def _one_section(source: str) -> tuple[RowData, dict[str, list[Path]]]:
+    """The rows to pack, and their files by split."""
+    from mentor_base.data.sources import split_files
+
+    sections = row_sections(source)
+    if len(sections) != 1:
+        raise UserError(
+            f"{source}: expected one section of data to pack, found {len(sections)}; give its files instead"
+        )
+    return sections[0], split_files(sections[0])
 
 
 def _counted(data: RowData, paths: Sequence[Path], bar: ProgressBar) -> Iterator[Row | UserError]:
