@@ -15,6 +15,7 @@ import typer
 
 from mentor_rl.commands.checkpoints import import_checkpoint
 from mentor_rl.commands.data import data_app
+from mentor_rl.commands.plan import plan_recipe
 from mentor_rl.commands.recipes import recipes_app
 from mentor_rl.commands.rewards import rewards_app
 from mentor_rl.failures import exit_code, failure_line
@@ -31,6 +32,7 @@ app.add_typer(rewards_app, name="rewards")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.command("import")(import_checkpoint)
+app.command("plan")(plan_recipe)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
 Overrides = Annotated[
