@@ -38,6 +38,7 @@ from mentor_base.callbacks import (
     run_callbacks,
     take_up,
 )
+from mentor_base.captioning import CaptionTokens, load_t5
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
 from mentor_base.data.broken import read_report
 from mentor_base.data.mixture import World, world_of
@@ -46,6 +47,7 @@ from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.lora import FOLDER, adapters, add_adapters, count_parameters, merged_state, save_adapter
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.objective import ImageTokens, Objective
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
@@ -92,12 +94,13 @@ def train_stage(
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
     set_trained_parts(policy, stage.train, seed)
-    collator = Collator(processor, policy.vq.config.image_size)
+    objective = objective_of(stage, optimisation, policy, processor)
     with InterruptGuard() as guard:
         trainer = StageTrainer(
             model=policy,
             args=args,
-            data_collator=collator,
+            data_collator=objective.collate,
+            objective=objective,
             train_dataset=rows,
             callbacks=[
                 ValidationCallback(validation.every),
@@ -105,7 +108,7 @@ def train_stage(
             ],
             schedule=partial(schedule, optimisation),
             validation=StageValidation(
-                validation, world, list(stage.mixture.weights), collator, run, args.per_device_train_batch_size
+                validation, world, list(stage.mixture.weights), objective, run, args.per_device_train_batch_size
             ),
         )
         quieten(trainer)
@@ -128,6 +131,16 @@ def starting_point(
         raise UserError("recipe: expected init (a policy to start from), or model and tokenizer; found neither")
     set_seed(seed)
     return build_policy(model, load_vq(tokenizer), world.corpus())
+
+
+def objective_of(
+    stage: Stage, optimisation: Optimisation, policy: MentorForConditionalGeneration, processor: MentorProcessor
+) -> Objective:
+    """Captions in the projector stage, image tokens in every other one."""
+    if stage.captioner is None:
+        return ImageTokens(Collator(processor, policy.vq))
+    dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
+    return CaptionTokens(policy, processor, load_t5(stage.captioner, dtype))
 
 
 def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedParts, seed: int = 0) -> None:
@@ -166,9 +179,16 @@ def schedule(optimisation: AdamW, step: int) -> float:
 class StageTrainer(Trainer):
     """transformers.Trainer at the seams where a stage differs from its defaults."""
 
-    def __init__(self, *, schedule: Callable[[int], float], validation: StageValidation, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        schedule: Callable[[int], float],
+        validation: StageValidation,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.schedule, self.validation = schedule, validation
+        self.objective, self.schedule, self.validation = objective, schedule, validation
         self.lr_scheduler: LambdaLR | None
         self.control: TrainerControl
         self.model_accepts_loss_kwargs = False  # the loss is a mean per micro-batch: the Trainer divides it
@@ -181,8 +201,8 @@ class StageTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Mean token cross-entropy of the micro-batch. All images have L tokens, so means of means are exact."""
-        outputs = model(mode="loss", **inputs)
+        """Mean loss of the micro-batch; every sample counts alike, so that means of means are exact."""
+        outputs = self.objective.loss(model, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:

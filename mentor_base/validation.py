@@ -1,6 +1,6 @@
 """Held-out loss per task and sample grids while a stage trains.
 
-Shapes: N samples, L image tokens.
+Shapes: N samples.
 
 The examples and the sampler's seed are fixed, whatever the run's seed, so that curves and pictures of different runs
 can be laid side by side. Conditions are never dropped, and the trainer's random numbers are left untouched.
@@ -13,20 +13,16 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from PIL import Image
 
 from mentor_base.data.mixture import World
 from mentor_base.data.schema import Example
-from mentor_base.generate import draw
-from mentor_base.images import contact_sheet, to_images, to_pixels
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.objective import Objective
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Validation
-from mentor_base.stage_data import Collator, Row
+from mentor_base.stage_data import Row
 
 VALIDATION_SEED = 20_507
-CELL_SCALE = 2
-LETTER = 6  # pixels per letter of the sheet's caption font
 
 
 class StageValidation:
@@ -37,15 +33,15 @@ class StageValidation:
     """
 
     def __init__(
-        self, settings: Validation, world: World, tasks: Sequence[str], collator: Collator, run: RunFolder, batch: int
+        self, settings: Validation, world: World, tasks: Sequence[str], objective: Objective, run: RunFolder, batch: int
     ) -> None:
         self.settings, self.world, self.tasks = settings, world, tuple(tasks)
-        self.collator, self.run, self.batch = collator, run, batch
+        self.objective, self.run, self.batch = objective, run, batch
 
     def __call__(
         self, model: torch.nn.Module, policy: MentorForConditionalGeneration, step: int, main_process: bool
     ) -> dict[str, float]:
-        """Losses in nats per image token, as ``val/<task>`` and their plain mean ``val/mean``; grids as files.
+        """Losses in nats per token, as ``val/<task>`` and their plain mean ``val/mean``; grids as files.
 
         Args:
             model: what the trainer calls (perhaps wrapped for several processes).
@@ -55,7 +51,8 @@ class StageValidation:
             losses = {task: self.loss(model, policy.device, task) for task in self.tasks}
             if self.settings.grid:
                 for task in self.tasks:
-                    sheet = self.grid(policy, task)
+                    examples = [self.example(task, index) for index in range(self.settings.grid)]
+                    sheet = self.objective.sheet(policy, examples, self.settings, self.batch)
                     if main_process:
                         sheet.save(self.run.sample_path(step, task))
         return {f"val/{task}": loss for task, loss in losses.items()} | {"val/mean": sum(losses.values()) / len(losses)}
@@ -71,43 +68,14 @@ class StageValidation:
             rows = [Row(self.example(task, place % self.settings.examples), False) for place in places]
             inputs = {
                 name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in self.collator(rows).items()
+                for name, value in self.objective.collate(rows).items()
             }
             counted_N = torch.tensor([place < self.settings.examples for place in places], device=device).double()
-            losses_N = model(mode="loss", **inputs).loss_N.double()
+            losses_N = self.objective.loss(model, inputs)["loss_N"].double()
             totals += torch.stack([(losses_N * counted_N).sum(), counted_N.sum()])
         if world_size > 1:
             dist.all_reduce(totals)
         return (totals[0] / totals[1]).item()
-
-    def grid(self, policy: MentorForConditionalGeneration, task: str) -> Image.Image:
-        """One row per example: references, target, the target through the tokenizer (the best possible), a sample."""
-        examples = [self.example(task, index) for index in range(self.settings.grid)]
-        drawn = draw(
-            policy,
-            self.collator.processor,
-            [example.prompt() for example in examples],
-            sampling=self.settings.sampling,
-            batch=self.batch,
-        )
-        ceilings = self.through_tokenizer(policy, examples)
-        references = max(len(example.images) for example in examples)
-        side = self.collator.image_size
-        rows = []
-        for example, ceiling, sample in zip(examples, ceilings, drawn.images, strict=True):
-            shown = [image.resize((side, side)) for image in example.images]
-            blank = [Image.new("RGB", (side, side), (236, 236, 236))] * (references - len(shown))
-            rows.append([*shown, *blank, example.target.resize((side, side)), ceiling, sample])
-        letters = len(rows[0]) * side * CELL_SCALE // LETTER
-        return contact_sheet(rows, [example.prompt().plain_text[:letters] for example in examples], scale=CELL_SCALE)
-
-    @torch.no_grad()
-    def through_tokenizer(
-        self, policy: MentorForConditionalGeneration, examples: Sequence[Example]
-    ) -> list[Image.Image]:
-        """The targets as the frozen tokenizer can draw them."""
-        pixels_N3HW = to_pixels([example.target for example in examples], self.collator.image_size).to(policy.device)
-        return to_images(policy.vq.decode(policy.vq.encode(pixels_N3HW)))
 
     def example(self, task: str, index: int) -> Example:
         """Held-out example ``index`` of a task; the same in every run."""
