@@ -100,6 +100,9 @@ class EmojiData(Section):
     disguise: Probability = Field(
         0.0, description="share of training subjects (subject, recovery) that are changed and not named"
     )
+    agreement: Probability = Field(
+        0.0, description="least overlap of silhouettes between a training reference and its target (subject)"
+    )
     styles: tuple[str, ...] | None = Field(None, description="styles used; default: all")
 
 

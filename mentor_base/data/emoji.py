@@ -39,7 +39,7 @@ Example.meta, for rewards and evaluation; a key is absent where it does not appl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -55,6 +55,7 @@ from mentor_base.data.disguise import Disguise
 from mentor_base.data.grounds import random_ground
 from mentor_base.data.schema import Example
 from mentor_base.data.shapes import COLOURS, NUMBERS, POSITIONS, RELATIONS, SHAPES, draw_scene, random_scene
+from mentor_base.data.silhouettes import overlap, silhouettes
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import EmojiData, Split
 
@@ -93,7 +94,8 @@ class EmojiWorld:
     """Examples of all tasks over the committed atlas.
 
     Args:
-        settings: share of shapes in t2i, share of disguised training subjects, and the styles used (default: all).
+        settings: share of shapes in t2i, share of disguised training subjects, how far training's references agree
+            with their targets, and the styles used (default: all).
 
     Raises:
         UserError: a style that the atlas does not have.
@@ -355,13 +357,22 @@ class EmojiWorld:
         drawn: dict[str, list[str]] = defaultdict(list)
         for subject, style in others:
             drawn[subject].append(style)
+        alike = self._alike(targets) if split == "train" and self.settings.agreement else None
         transfers = []
         for pair in targets:
             references = tuple(style for style in drawn[pair[0]] if style != pair[1])
+            if alike is not None:
+                references = tuple(style for style in references if alike(pair, (pair[0], style)))
             if references:
                 transfers.append((pair, references))
         filled = tuple(pair for pair in targets if pair[1] not in UNFILLED_STYLES)
         return Pools(targets, others, filled or targets, tuple(transfers))
+
+    def _alike(self, pairs: Sequence[Pair]) -> Callable[[Pair, Pair], bool]:
+        """Whether two of these drawings overlap as far as ``settings.agreement`` asks."""
+        alphas = [self.atlas.pixels(*pair)[:, :, 3] for pair in pairs]
+        outlines = dict(zip(pairs, silhouettes(alphas), strict=True))
+        return lambda first, second: overlap(outlines[first], outlines[second]) >= self.settings.agreement
 
 
 def compose(canvas_HW3: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
