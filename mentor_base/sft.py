@@ -325,4 +325,5 @@ def write_policy(
 def _last_validation(run: RunFolder) -> dict[str, float]:
     """The newest validation in the log: that of a run that was stopped between its last step and its end."""
     found = [line for line in run.metrics() if "val/mean" in line]
-    return {name: value for name, value in found[-1].items() if name.startswith("val/")} if found else {}
+    newest = found[-1] if found else {}
+    return {name: value for name, value in newest.items() if name.startswith(("val/", "reference/"))}

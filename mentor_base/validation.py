@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -43,29 +44,41 @@ class StageValidation:
     ) -> dict[str, float]:
         """Losses in nats per token, as ``val/<task>`` and their plain mean ``val/mean``; grids as files.
 
+        ``reference/<task>`` is what the loss rises by when each example is asked with the next one's pictures: what
+        the policy takes from its references. Near 0 it ignores them.
+
         Args:
             model: what the trainer calls (perhaps wrapped for several processes).
             policy: the same model unwrapped, which draws.
         """
         with _set_aside(policy):
             losses = {task: self.loss(model, policy.device, task) for task in self.tasks}
+            swapped = {
+                task: self.loss(model, policy.device, task, swapped=True)
+                for task in self.tasks
+                if self.example(task, 0).images
+            }
             if self.settings.grid:
                 for task in self.tasks:
                     examples = [self.example(task, index) for index in range(self.settings.grid)]
                     sheet = self.objective.sheet(policy, examples, self.settings, self.batch)
                     if main_process:
                         sheet.save(self.run.sample_path(step, task))
-        return {f"val/{task}": loss for task, loss in losses.items()} | {"val/mean": sum(losses.values()) / len(losses)}
+        return {
+            **{f"val/{task}": loss for task, loss in losses.items()},
+            "val/mean": sum(losses.values()) / len(losses),
+            **{f"reference/{task}": loss - losses[task] for task, loss in swapped.items()},
+        }
 
     @torch.no_grad()
-    def loss(self, model: torch.nn.Module, device: torch.device, task: str) -> float:
-        """Mean loss of one task's held-out examples over all processes."""
+    def loss(self, model: torch.nn.Module, device: torch.device, task: str, swapped: bool = False) -> float:
+        """Mean loss of one task's held-out examples over all processes; ``swapped``: with another one's pictures."""
         rank, world_size = _place()
         share = -(-self.settings.examples // world_size)  # the same for all: a sharded model calls all processes
         totals = torch.zeros(2, dtype=torch.float64, device=device)
         for start in range(0, share, self.batch):
             places = [rank + world_size * n for n in range(start, min(start + self.batch, share))]
-            rows = [Row(self.example(task, place % self.settings.examples), False) for place in places]
+            rows = [Row(self.example(task, place % self.settings.examples, swapped), False) for place in places]
             inputs = {
                 name: value.to(device) if isinstance(value, torch.Tensor) else value
                 for name, value in self.objective.collate(rows).items()
@@ -77,9 +90,14 @@ class StageValidation:
             dist.all_reduce(totals)
         return (totals[0] / totals[1]).item()
 
-    def example(self, task: str, index: int) -> Example:
-        """Held-out example ``index`` of a task; the same in every run."""
-        return self.world.example(task, self.settings.split, VALIDATION_SEED, index)
+    def example(self, task: str, index: int, swapped: bool = False) -> Example:
+        """Held-out example ``index`` of a task, the same in every run; ``swapped``: with the pictures of the next."""
+        example = self.world.example(task, self.settings.split, VALIDATION_SEED, index)
+        if not swapped:
+            return example
+        other = self.world.example(task, self.settings.split, VALIDATION_SEED, (index + 1) % self.settings.examples)
+        # Where the text has marks for another number of pictures, only the first ones can change places.
+        return replace(example, images=(*other.images, *example.images[len(other.images) :])[: len(example.images)])
 
 
 @contextmanager

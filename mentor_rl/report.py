@@ -37,11 +37,12 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Gradient norm", r"(grad_norm)"),
     ("Loss", r"(loss)"),
     ("Validation loss", r"val/([\w.]+)"),
+    ("Rise of the loss with another example's reference", r"reference/([\w.]+)"),
     ("Learning rate", r"(lr|learning_rate)"),
     ("Seconds a step", r"seconds/(\w+)"),
 )
 SMOOTH = 0.85
-EXACT = ("Fixed", "Validation", "Learning")  # charts whose points are no noisy samples
+EXACT = ("Fixed", "Validation", "Rise", "Learning")  # charts whose points are no noisy samples
 
 Metrics = dict[str, list[Point]]
 

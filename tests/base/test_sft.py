@@ -5,23 +5,25 @@ from __future__ import annotations
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from PIL import Image
-from tiny_stage import also, save_tiny_policy, train_tiny, without_dropout
+from tiny_stage import also, open_run, save_tiny_policy, train_tiny, without_dropout
 from transformers import TrainerCallback
 
 import mentor_base.sft
 from mentor_base.callbacks import find_resumable
 from mentor_base.checkpoint import load_policy
+from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted
 from mentor_base.settings import Mixture, Optimisation, TrainedParts, Validation
 from mentor_base.sft import schedule
-from mentor_base.stage_data import StageDataset
+from mentor_base.stage_data import Row, StageDataset
+from mentor_base.validation import StageValidation
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,27 @@ def test_loss_falls_per_task_and_the_run_folder_is_whole(policy: Path, tmp_path:
     count = len(lines)
     train_tiny(policy, tmp_path / "run", **long)  # a finished run is left as it is
     assert len(list(run.metrics())) == count
+
+
+def test_what_a_reference_is_worth(tmp_path: Path) -> None:
+    """The loss is 1 where the reference is not the target: it rises by 1 with another one's."""
+
+    class Likeness:
+        def collate(self, rows: list[Row]) -> dict[str, Any]:
+            return {"rows": rows}
+
+        def loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
+            pairs = [(*row.example.images[:1], row.example.target) for row in inputs["rows"]]
+            return {"loss_N": torch.tensor([float(pair[0].tobytes() != pair[-1].tobytes()) for pair in pairs])}
+
+    settings = Validation(every=1, examples=5, grid=0)
+    validation: Any = StageValidation(
+        settings, EmojiWorld(), ["t2i", "reconstruction"], cast("Any", Likeness()), open_run(tmp_path / "run"), batch=2
+    )
+    policy: Any = torch.nn.Linear(1, 1)
+    policy.device = torch.device("cpu")
+    metrics = validation(policy, policy, step=0, main_process=True)
+    assert metrics == {"val/t2i": 0, "val/reconstruction": 0, "val/mean": 0, "reference/reconstruction": 1}
 
 
 def test_accumulated_gradient_is_that_of_the_large_batch(
