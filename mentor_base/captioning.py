@@ -2,13 +2,13 @@
 
     picture -> vision tower -> connector -> T5 encoder -> T5 decoder -> caption
 
-Tower and T5 are frozen, so that the connector learns to say pictures in T5's own embedding space (MENTOR section 3.1,
-as LLaVA's first stage, arXiv 2304.08485). Rows are those of t2i, read the other way round: the target picture is given,
-the text is to be written. The prompt is the bare picture, as in LLaVA's pre-training.
+Tower and T5 are frozen, so that the connector learns to say pictures in T5's own embedding space, as in LLaVA's first
+stage (arXiv 2304.08485). Rows are those of t2i, read the other way round: the target picture is given, the text is to
+be written. The prompt is the bare picture, as in LLaVA's pre-training.
 
 The T5 decoder is no part of the policy and not in its states and checkpoints: it never changes.
 
-Deviations from LLaVA's trainer, which MENTOR used:
+Deviations from LLaVA's trainer, whose log MENTOR published:
 - each caption counts alike, whatever its length, so that gradients of accumulated batches equal those of the large
   one; there all tokens of a micro-batch count alike.
 - the decoder's dropout is off, since it is frozen; that of the T5 encoder is on in training, as there.

@@ -208,10 +208,13 @@ def _from_here(path: Path) -> str:
 
 
 def _recipe_that_makes(run: str, folder: Path) -> str:
-    """A hint when a recipe beside this one writes the run that is missing."""
-    for recipe in sorted(folder.glob("*.yaml")):
+    """A hint when a recipe beside this one, or in a folder beside its own, writes the run that is missing."""
+    for recipe in [*sorted(folder.glob("*.yaml")), *sorted(folder.parent.glob("*/*.yaml"))]:
         try:
-            made = parse_document(recipe.read_text(encoding="utf-8"), str(recipe)).data.get("run")
+            text = recipe.read_text(encoding="utf-8")
+            if run not in text:
+                continue  # parsing takes longer than reading
+            made = parse_document(text, str(recipe)).data.get("run")
         except (UserError, OSError, UnicodeDecodeError):
             continue  # only a hint: a broken neighbour is not this recipe's fault
         if made is not None and Path(str(made)) == Path(run):
