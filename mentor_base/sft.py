@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,7 @@ from mentor_base.captioning import CaptionTokens, load_t5
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
 from mentor_base.data.broken import read_report
 from mentor_base.data.mixture import World, world_of
+from mentor_base.engines import tokenizer_state, whole_state
 from mentor_base.epochs import in_steps
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
@@ -188,6 +189,7 @@ class StageTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.tokenizer_state = tokenizer_state(self.model)
         self.objective, self.schedule, self.validation = objective, schedule, validation
         self.lr_scheduler: LambdaLR | None
         self.control: TrainerControl
@@ -284,13 +286,15 @@ def run_trainer(trainer: StageTrainer, run: RunFolder) -> None:
 
 
 def finish(trainer: StageTrainer, processor: MentorProcessor, run: RunFolder) -> None:
-    """Write the policy and what its card needs; the main process only."""
+    """Write the policy and what its card needs; the main process, once all have handed over their parts."""
+    state = whole_state(trainer.model) | trainer.tokenizer_state
     if not trainer.is_world_process_zero():
         return
     write_policy(
         trainer.model,
         processor,
         run,
+        state,
         steps=trainer.state.global_step,
         cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
         broken_rows=len(read_report(run.broken_file)),
@@ -302,13 +306,16 @@ def write_policy(
     policy: MentorForConditionalGeneration,
     processor: MentorProcessor,
     run: RunFolder,
+    state: Mapping[str, torch.Tensor],
     *,
     steps: int,
     cpu_seconds: float,
     **facts: Any,
 ) -> None:
-    """Write a trained policy to ``run.final``, plain also where adapters were trained, and what its card needs."""
-    state = policy.state_dict()
+    """Write a trained policy to ``run.final``, plain also where adapters were trained, and what its card needs.
+
+    ``state``: its tensors, whole.
+    """
     with run.writing_final() as folder:
         save_policy(policy.eval(), processor, folder, state=merged_state(policy, state))
         if adapters(policy):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from transformers import TrainingArguments
 
+from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints
 
@@ -24,7 +26,17 @@ CHECKPOINTING = next(
 def shared_arguments(
     optimisation: AdamW, checkpoints: Checkpoints, report_to: Sequence[str], seed: int, run: RunFolder
 ) -> dict[str, Any]:
-    """Fields of TrainingArguments that do not depend on the kind of training."""
+    """Fields of TrainingArguments that do not depend on the kind of training.
+
+    Raises:
+        UserError: a recipe in float32 under a launch file in bf16, which would win without a word.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", optimisation.precision):
+        raise UserError(
+            f"optimisation.precision: expected '{launched}' as the launch file has it, "
+            f"found '{optimisation.precision}'; change the recipe, or give accelerate launch --mixed_precision no"
+        )
     return {
         "output_dir": str(run.state),
         "max_steps": optimisation.steps,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from mentor_base.data.mixture import World
 from mentor_base.data.schema import Example
+from mentor_base.engines import whole
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.objective import Objective
 from mentor_base.runlog import RunFolder
@@ -61,7 +62,8 @@ class StageValidation:
             if self.settings.grid:
                 for task in self.tasks:
                     examples = [self.example(task, index) for index in range(self.settings.grid)]
-                    sheet = self.objective.sheet(policy, examples, self.settings, self.batch)
+                    with whole(policy):
+                        sheet = self.objective.sheet(policy, examples, self.settings, self.batch)
                     if main_process:
                         sheet.save(self.run.sample_path(step, task))
         return {

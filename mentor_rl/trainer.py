@@ -55,7 +55,7 @@ from transformers import (
     TrainerCallback,
 )
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models import prepare_deepspeed, prepare_fsdp
 
 from mentor_base.callbacks import (
     CheckpointCallback,
@@ -68,6 +68,7 @@ from mentor_base.callbacks import (
 from mentor_base.checkpoint import load_policy
 from mentor_base.data.mixture import PromptList, world_of
 from mentor_base.data.schema import Prompt
+from mentor_base.engines import tokenizer_state, whole, whole_state
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.lora import WithoutAdapters
@@ -293,6 +294,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         check_arguments(args, policy.config.image_tokens)
+        self.tokenizer_state = tokenizer_state(policy)
         self.composite, self.store, self.sampling, self.logprob = composite, store, sampling, logprob
         self.fixed_store, self.fixed = fixed_store, fixed
         self.lr_schedule = lr_schedule
@@ -367,10 +369,8 @@ class MentorGRPOTrainer(GRPOTrainer):
     @contextmanager
     def _policy(self) -> Iterator[MentorForConditionalGeneration]:
         """The policy without its wrappers, whole on this process."""
-        gather = self.args.ds3_gather_for_generation
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gather_deepspeed3_params=gather
-        ) as policy:
+        policy = self.accelerator.unwrap_model(self.model_wrapped)
+        with whole(policy):
             yield policy
 
     def _score(self, rollout: Rollout, first: int) -> None:
@@ -575,16 +575,18 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
 
 
 def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolder) -> None:
-    """Write the policy and what its card needs; the main process only."""
+    """Write the policy and what its card needs; the main process, once all have handed over their parts."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    state = whole_state(policy) | trainer.tokenizer_state
     if not trainer.is_world_process_zero():
         return
-    policy = trainer.accelerator.unwrap_model(trainer.model)
     policy.__dict__.pop("forward", None)  # trl's wrapper around the class's own
     last = [line for line in run.metrics() if "eval/reward" in line]
     write_policy(
         policy,
         processor,
         run,
+        state,
         steps=trainer.state.global_step,
         cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
         rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},

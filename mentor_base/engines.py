@@ -1,0 +1,57 @@
+"""Policies whose weights are dealt out over processes (FSDP2, DeepSpeed ZeRO-3), made whole for sampling and saving.
+
+Outside of a forward pass a process holds a part of each weight only, but the sampler reads the token tables between its
+steps, and a finished policy is written by one process. Every process has to come here at the same time. On a policy
+that is whole anyway all of this does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+
+@contextmanager
+def whole(policy: nn.Module) -> Iterator[None]:
+    """All weights on every process, inside the block. They must not be changed there."""
+    shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
+    dealt_out = [parameter for parameter in policy.parameters() if hasattr(parameter, "ds_id")]
+    if dealt_out:
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(dealt_out):
+            yield
+        return
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
+def tokenizer_state(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """The VQ tokenizer's tensors as they were loaded: DeepSpeed casts them to bf16, and other numbers are other codes.
+
+    To be asked for before an engine has the policy.
+    """
+    return {name: value for name, value in policy.state_dict().items() if name.startswith("vq.")}
+
+
+def whole_state(policy: nn.Module) -> dict[str, torch.Tensor]:
+    """The policy's tensors, whole; on the CPU where they had to be gathered."""
+    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+        with whole(policy):
+            return {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
+    return {
+        name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
+        for name, value in policy.state_dict().items()
+    }
