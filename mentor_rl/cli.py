@@ -1,4 +1,4 @@
-"""The command line: ``mentor demo | train | evaluate | sample | import | export | report | rewards | recipes | data``.
+"""The command line: ``mentor demo | train | plan | evaluate | sample | import | export | report | rewards | ...``.
 
 Only declarations stand here, so that ``mentor --help`` answers at once: each command imports its work when it runs.
 A fault that the user can mend is one line on stderr and exit code 2; a run stopped on request ends with 130.
