@@ -14,6 +14,7 @@ from mentor_base.data.emoji import SPLITS, EmojiWorld
 from mentor_base.data.mixture import MixtureDataset, PromptList, world_of
 from mentor_base.data.schema import IMAGE_MARK, Example
 from mentor_base.data.shapes import COLOURS, POSITIONS, RELATIONS
+from mentor_base.data.silhouettes import overlap, silhouettes
 from mentor_base.errors import UserError
 from mentor_base.settings import EmojiData, Mixture
 
@@ -218,6 +219,31 @@ def test_disguised_subjects_are_nameless_and_appear_in_training_only() -> None:
     now_and_then = EmojiWorld(EmojiData(disguise=0.3))
     disguised = ["disguised" in now_and_then.example("subject", "train", 7, i).meta for i in range(200)]
     assert 40 < sum(disguised) < 80
+
+
+def test_silhouettes_are_filled_and_overlap_as_they_lie() -> None:
+    ring = np.zeros((64, 64), np.uint8)
+    ring[8:40, 8:40] = 255
+    ring[16:32, 16:32] = 0
+    disc = np.zeros((64, 64), np.uint8)
+    disc[8:40, 8:40] = 255
+    half = np.zeros((64, 64), np.uint8)
+    half[8:40, 8:24] = 255
+    outlines = silhouettes([ring, disc, half])
+    assert (outlines[0] == outlines[1]).all()
+    assert overlap(outlines[0], outlines[1]) == 1.0
+    assert overlap(outlines[0], outlines[2]) == 0.5
+
+
+def test_training_references_agree_with_their_targets_where_asked_to() -> None:
+    styles = ("noto", "blob", "twemoji")
+    world, plain = EmojiWorld(EmojiData(styles=styles, agreement=0.8)), EmojiWorld(EmojiData(styles=styles))
+    for index in range(30):
+        meta = world.example("subject", "train", 7, index).meta
+        drawn = [world.atlas.pixels(meta["subject_id"], meta[key])[:, :, 3] for key in ("style", "reference_style")]
+        assert overlap(*silhouettes(drawn)) >= 0.8
+        held_out = world.example("subject", "val", 7, index)
+        assert fingerprint(held_out) == fingerprint(plain.example("subject", "val", 7, index))
 
 
 def test_reconstruction_asks_for_its_own_picture(world: EmojiWorld) -> None:
