@@ -18,7 +18,6 @@ Shapes: N samples, T prefix slots, S caption tokens with the end-of-text token, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,11 +146,7 @@ def load_t5(path: str, dtype: torch.dtype) -> T5ForConditionalGeneration:
     Raises:
         UserError: another model, or missing, unknown or misshapen tensors.
     """
-    folder = model_folder(path)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind != "t5":
-        raise UserError(f"stage.captioner: {folder}: expected a model of type 't5', found '{kind}'")
     t5: T5ForConditionalGeneration = strict_from_pretrained(
-        T5ForConditionalGeneration.from_pretrained, str(folder), dtype=dtype
+        T5ForConditionalGeneration.from_pretrained, T5Config.model_type, str(model_folder(path)), dtype=dtype
     )
     return t5

@@ -6,7 +6,7 @@ Checkpoints of others: interchange/importing.py and interchange/exporting.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from mentor_base.errors import UserError, nearest
+from mentor_base.misfit import Misfit
 
 if TYPE_CHECKING:
     from mentor_base.model import MentorForConditionalGeneration
@@ -63,9 +64,9 @@ def load_policy(path: str | Path) -> tuple[MentorForConditionalGeneration, Mento
 
 def load_vq(path: str | Path) -> VQModel:
     """A tokenizer from its folder or its run folder: float32, eval mode, frozen."""
-    from mentor_base.vq import VQModel
+    from mentor_base.vq import VQConfig, VQModel
 
-    model = strict_from_pretrained(VQModel.from_pretrained, str(model_folder(path)))
+    model = strict_from_pretrained(VQModel.from_pretrained, VQConfig.model_type, str(model_folder(path)))
     model.requires_grad_(False)
     vq: VQModel = model.eval()
     return vq
@@ -85,14 +86,25 @@ def model_folder(path: str | Path) -> Path:
     for folder in (Path(path), Path(path) / "final"):
         if (folder / "config.json").exists():
             return folder
+    if Path(path).is_file():
+        raise UserError(
+            f"{path}: expected a model folder, found a file; `mentor import` makes a folder of a checkpoint"
+        )
     raise UserError(
         f"{path}: expected a model folder or a finished run, found neither config.json nor final/config.json"
     )
 
 
-def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kwargs: Any) -> Any:
-    """transformers' ``from_pretrained``, in float32 by default, with every missing or surplus tensor an error."""
-    check_config(path)
+def strict_from_pretrained(load: Callable[..., Any], kind: str, path: Any, *args: Any, **kwargs: Any) -> Any:
+    """transformers' ``from_pretrained``, in float32 by default, with every missing or surplus tensor an error.
+
+    Args:
+        kind: the ``model_type`` that config.json has to have.
+
+    Raises:
+        UserError: another kind of model; or the first tensors that do not fit, with what the weights look like.
+    """
+    check_config(path, kind)
     kwargs.setdefault("dtype", torch.float32)
     wants_report = kwargs.pop("output_loading_info", False)
     try:
@@ -100,10 +112,20 @@ def strict_from_pretrained(load: Callable[..., Any], path: Any, *args: Any, **kw
             model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
         raise UserError(f"{path}: expected whole safetensors files, found a damaged one: {error}") from error
-    for key, found, expected in report["mismatched_keys"]:
-        raise UserError(f"{path}: '{key}': expected shape {tuple(expected)}, found {tuple(found)}")
-    check_names(str(path), report["missing_keys"], report["unexpected_keys"])
+    misfit = Misfit()
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        misfit.note_shape(key, expected, found)
+    misfit.note_names(sorted(report["unexpected_keys"]), sorted(report["missing_keys"]))
+    misfit.check(str(path), lambda: _looks(path))
     return (model, report) if wants_report else model
+
+
+def _looks(folder: Any) -> str:
+    """What the weights in a folder are, by names and shapes; read only when they do not fit."""
+    from mentor_base.interchange.match import looks_like
+    from mentor_base.interchange.weight_files import read_weights
+
+    return looks_like(read_weights(folder).tensors)
 
 
 @contextmanager
@@ -120,8 +142,12 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def check_config(path: Any) -> None:
-    """Refuse keys of a local config.json that no field of its model type has; transformers would keep them silently."""
+def check_config(path: Any, kind: str) -> None:
+    """Refuse a local config.json of another ``model_type``, and keys that no field has: transformers takes both.
+
+    Raises:
+        UserError: names what was found.
+    """
     from mentor_base.config import MentorConfig, field_names
     from mentor_base.vq import VQConfig
 
@@ -129,19 +155,12 @@ def check_config(path: Any) -> None:
     if not file.exists():
         return
     facts = json.loads(file.read_text(encoding="utf-8"))
+    found = facts.get("model_type")
+    if found != kind:
+        raise UserError(f"{path}: expected a model of type '{kind}', found '{found}'")
     for config in (MentorConfig, VQConfig):
-        if facts.get("model_type") == config.model_type:
+        if found == config.model_type:
             known = {"model_type", *field_names(config)}
             for key in facts:
                 if key not in known:
                     raise UserError(f"{file}: unknown field '{key}'; {nearest(key, known)}")
-
-
-def check_names(where: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    """Raise on the first tensor that is absent or surplus."""
-    absent, surplus = sorted(missing), sorted(unknown)
-    if surplus:
-        hint = f"; {nearest(surplus[0], absent)}" if absent else ""
-        raise UserError(f"{where}: {len(surplus)} unknown tensors, the first is '{surplus[0]}'{hint}")
-    if absent:
-        raise UserError(f"{where}: {len(absent)} tensors are missing, the first is '{absent[0]}'")

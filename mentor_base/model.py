@@ -241,11 +241,12 @@ class MentorForConditionalGeneration(PreTrainedModel):
         """Load a folder. float32 unless ``dtype`` says otherwise.
 
         Raises:
-            UserError: a tensor is missing, unknown or of another shape. Nothing is dropped or invented.
+            UserError: a tensor is missing, unknown or of another shape, or another kind of model. Nothing is dropped
+                or invented.
         """
         from mentor_base.checkpoint import strict_from_pretrained
 
-        loaded = strict_from_pretrained(super().from_pretrained, path, *args, **kwargs)
+        loaded = strict_from_pretrained(super().from_pretrained, MentorConfig.model_type, path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model._freeze_vq()
         return loaded

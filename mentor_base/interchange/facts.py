@@ -25,6 +25,7 @@ from mentor_base.vq import VQConfig
 
 PREFIX_ROTATION = {"gpt": "zero", "gpt-zero-fix": "identity", "gpt-empty-fix": "identity"}  # MENTOR's argument --fix
 PARTS_OF_REFERENCE = {"vision_tower": "clip", "connector": "mlp", "factorised_codebook": False}
+MARKS = ("decoder.embedding.weight", "decoder.blocks.0.qkv.weight", "decoder.norm.weight")  # of any decoder
 DECIDED = ("vq_config", "t5_config", "clip_config", "vocab_size", "placeholder_id", "context_length", "size")
 
 
@@ -61,9 +62,10 @@ def _size(file: WeightFile, layout: Layout, options: ImportOptions, report: Impo
     found = decoder_size(file.tensors, layout)
     name = size_name(*found) if found else None
     if found is None:
-        key = layout.keys("decoder.embedding.weight")[0]
+        absent = [key for part in MARKS for key in layout.keys(part) if key not in file.tensors]
         raise UserError(
-            f"{file.path}: expected a {layout.title} checkpoint, found no '{key}'; {looks_like(file.tensors)}"
+            f"{file.path}: expected a {layout.title} checkpoint, found no {', '.join(map(repr, absent))}; "
+            f"{looks_like(file.tensors)}"
         )
     if name is None:
         known = ", ".join(f"{size} ({row['hidden_size']}, {row['num_hidden_layers']})" for size, row in SIZES.items())
@@ -107,12 +109,7 @@ def unconditional_rows(file: WeightFile, layout: Layout, config: MentorConfig) -
 
 
 def own_config(folder: Path) -> MentorConfig:
-    facts = _facts(folder)
-    if facts.get("model_type") != MentorConfig.model_type:
-        raise UserError(
-            f"{folder}: expected a model of type '{MentorConfig.model_type}', found '{facts.get('model_type')}'"
-        )
-    check_config(folder)
+    check_config(folder, MentorConfig.model_type)
     config: MentorConfig = MentorConfig.from_pretrained(str(folder))
     return config
 
@@ -143,7 +140,7 @@ def tokenizer_source(path: Path, side: int | None) -> tuple[VQConfig, WeightFile
     ours = path.is_dir()
     if ours:
         folder = model_folder(path)
-        check_config(folder)
+        check_config(folder, VQConfig.model_type)
         config: VQConfig = VQConfig.from_pretrained(str(folder))
         config._name_or_path = ""
         file = read_weights(folder)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from mentor_base.config import SIZES, MentorConfig
-from mentor_base.errors import UserError, nearest
+from mentor_base.errors import UserError
 from mentor_base.interchange.names import LLAMAGEN, MENTOR, OURS, VQ16, Layout
 from mentor_base.interchange.weight_files import Pieces
+from mentor_base.misfit import Misfit
 from mentor_base.model import MentorForConditionalGeneration
 
-SHOWN = 3  # mismatches in an error
 Shape = tuple[int, ...]
 Tensors = Mapping[str, torch.Tensor]
 
@@ -45,25 +45,6 @@ class Blueprint:
         return {name: shape for name, shape in self.shapes.items() if name.startswith(starts)}
 
 
-@dataclass
-class Misfit:
-    """Where a checkpoint and a layout differ."""
-
-    misshapen: list[str] = field(default_factory=list)
-    unknown: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-
-    def check(self, where: str, looks: Callable[[], str]) -> None:
-        """Raise one line with the first mismatches, if there are any."""
-        faults = [*self.misshapen, *self.unknown, *self.missing]
-        if not faults:
-            return
-        counts = {"misshapen": self.misshapen, "unknown": self.unknown, "missing": self.missing}
-        told = ", ".join(f"{len(found)} {kind}" for kind, found in counts.items() if found)
-        more = "; ..." if len(faults) > SHOWN else ""
-        raise UserError(f"{where}: tensors do not fit ({told}): {'; '.join(faults[:SHOWN])}{more}; {looks()}")
-
-
 def gather(
     tensors: Tensors,
     layout: Layout,
@@ -83,7 +64,7 @@ def gather(
     tied = {alias: name for alias, name in (tied or {}).items() if name in shapes}
     misfit = Misfit()
     found: dict[str, Pieces] = {}
-    taken: set[str] = set()
+    expected: dict[str, None] = {}  # their names, in our order
     for name, shape in shapes.items():
         aliases = [name, *(alias for alias, first in tied.items() if first == name)]
         options = [keys for keys in map(layout.keys, aliases) if keys]
@@ -91,16 +72,14 @@ def gather(
         if not held:
             misfit.missing.append(f"'{name}' has no place in a {layout.title} checkpoint")
         copies = [_pieces(tensors, keys, shape, misfit) for keys in held]
-        taken.update(key for keys in held for key in keys)
+        expected.update((key, None) for keys in held for key in keys)
         if all(copies) and copies:
             found[name] = copies[0]
             _check_equal(copies, held, where)
-    rest = [key for key in tensors if key not in taken]
+    rest = [key for key in tensors if key not in expected]
     left_out = [key for key in rest if layout.leaves_out(key)]
     surplus = [key for key in rest if not layout.leaves_out(key)]
-    absent = [key for key in taken if key not in tensors]
-    misfit.unknown = [f"'{key}': unknown{'; ' + nearest(key, absent) if absent else ''}" for key in surplus[:SHOWN]]
-    misfit.unknown += surplus[SHOWN:]
+    misfit.note_names(surplus, [key for key in expected if key not in tensors])
     misfit.check(where, lambda: looks_like(tensors))
     return found, left_out
 
@@ -110,11 +89,9 @@ def _pieces(tensors: Tensors, keys: tuple[str, ...], shape: Shape, misfit: Misfi
     expected = (shape[0] // len(keys), *shape[1:]) if shape else shape
     fits = []
     for key in keys:
-        if key not in tensors:
-            misfit.missing.append(f"'{key}': missing")
-        elif tuple(tensors[key].shape) != expected:
-            misfit.misshapen.append(f"'{key}': expected shape {expected}, found {tuple(tensors[key].shape)}")
-        else:
+        if key in tensors and tuple(tensors[key].shape) != expected:
+            misfit.note_shape(key, expected, tensors[key].shape)
+        elif key in tensors:
             fits.append(tensors[key])
     return tuple(fits) if len(fits) == len(keys) else ()
 
@@ -128,9 +105,13 @@ def _check_equal(copies: list[Pieces], keys: list[tuple[str, ...]], where: str) 
 
 def looks_like(tensors: Tensors) -> str:
     """What a state dict probably is, as the end of an error line."""
-    if "quantize.embedding.weight" in tensors:
-        codes, width = _rows(tensors, "quantize.embedding.weight")
-        return f"looks like a {VQ16.title} tokenizer with {codes} codes of {width}"
+    for layout in (VQ16, OURS):
+        (table,) = layout.keys("codes.weight")
+        if table in tensors:
+            codes, width = _rows(tensors, table)
+            return f"looks like a {layout.title} tokenizer with {codes} codes of {width}"
+    if "shared.weight" in tensors:
+        return f"looks like a T5 of width {_rows(tensors, 'shared.weight')[1]}"
     if "cls_embedding.embedding_table.weight" in tensors:
         return "looks like a class-conditional LlamaGen, which has no text prefix"
     for layout, mark in ((OURS, ""), (MENTOR, "encoder.text.shared.weight"), (LLAMAGEN, "decoder.norm.weight")):

@@ -89,7 +89,7 @@ def _config(recipe: SftRecipe | GrpoRecipe, sizes: Sequence[str], path: Path) ->
             f"{path}: {key}: expected a policy's folder, found no config.json in {folder}; "
             f"give its size instead, e.g. {SIZE}=XL"
         ) from error
-    check_config(found)
+    check_config(found, MentorConfig.model_type)
     return MentorConfig.from_pretrained(str(found)), ()
 
 

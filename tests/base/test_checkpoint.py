@@ -12,6 +12,7 @@ from policies import CLIP, QUERY, mixed_prompts, shared_policy, small_policy
 from safetensors.torch import load_file, save_file
 
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
+from mentor_base.config import SIZES
 from mentor_base.errors import UserError
 from mentor_base.generate import draw
 from mentor_base.model import MentorForConditionalGeneration
@@ -66,8 +67,11 @@ def edited(tmp_path: Path, change: str) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("missing", r"1 tensors are missing, the first is 'decoder\.blocks\.1\.out\.weight'"),
-        ("extra", r"1 unknown tensors, the first is 'decoder\.blocks\.1\.out\.bias'"),
+        (
+            "missing",
+            r"fit \(1 missing\): 'decoder\.blocks\.1\.out\.weight': missing; looks like mentor of no",
+        ),
+        ("extra", r"fit \(1 unknown\): 'decoder\.blocks\.1\.out\.bias': unknown; looks like mentor"),
         ("shape", r"'decoder\.blocks\.1\.out\.weight': expected shape \(32, 32\), found \(31, 32\)"),
     ],
 )
@@ -75,6 +79,39 @@ def edited(tmp_path: Path, change: str) -> Path:
 def test_loading_is_strict(tmp_path: Path, load: object, change: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(edited(tmp_path, change))  # type: ignore[operator]
+
+
+def test_weights_of_another_size_say_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of a policy whose config belongs to another size: three mismatches and the size of the weights."""
+    monkeypatch.setitem(SIZES, "mini", {"hidden_size": 32, "num_hidden_layers": 2})
+    save_policy(*shared_policy(), tmp_path)
+    file = tmp_path / "config.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    deeper = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
+    file.write_text(json.dumps({**facts, **deeper}), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        load_policy(tmp_path)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith(f"{tmp_path}: tensors do not fit (")
+    assert line.count("expected shape") == 3
+    assert "'decoder.blocks.0.ffn_norm.weight': expected shape (64,), found (32,)" in line
+    assert line.endswith("; ...; looks like mentor mini: width 32, 2 layers")
+
+
+def test_models_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    model, processor = shared_policy()
+    save_policy(model, processor, tmp_path / "policy")
+    model.vq.save_pretrained(tmp_path / "vq")
+    with pytest.raises(UserError, match="vq: expected a model of type 'mentor', found 'mentor_vq'"):
+        load_policy(tmp_path / "vq")
+    with pytest.raises(UserError, match="policy: expected a model of type 'mentor_vq', found 'mentor'"):
+        load_vq(tmp_path / "policy")
+    with pytest.raises(UserError, match=r"model\.safetensors: expected a model folder, found a file; `mentor import`"):
+        load_policy(tmp_path / "policy" / "model.safetensors")
+    (tmp_path / "policy" / "model.safetensors").write_bytes((tmp_path / "vq" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"looks like a mentor tokenizer with 32 codes of 8$"):
+        load_policy(tmp_path / "policy")
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path) -> None:

@@ -215,7 +215,8 @@ def test_another_architecture_says_what_it_looks_like(mini: Mini) -> None:
         import_mini(mini, mini.save({"model": state, "args": ARGUMENTS}))
     with pytest.raises(UserError, match=r"do not fit .*looks like LlamaGen mini: width 32, 2 layers"):
         import_mini(mini, mini.save({"model": mini.llamagen, "args": ARGUMENTS}))
-    with pytest.raises(UserError, match=r"found no 'tok_embeddings.weight'; looks like a VQ-16 tokenizer with 7 codes"):
+    three = "'tok_embeddings.weight', 'layers.0.attention.wqkv.weight', 'norm.weight'"
+    with pytest.raises(UserError, match=f"found no {three}; looks like a VQ-16 tokenizer with 7 codes"):
         import_mini(mini, mini.save({"quantize.embedding.weight": torch.zeros(7, 8)}), image_size=16)
     source = mini.save({"model": mini.llamagen})
     with pytest.raises(UserError, match="looks like LlamaGen mini"):

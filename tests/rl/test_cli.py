@@ -227,8 +227,8 @@ def test_a_checkpoint_with_missing_or_surplus_tensors(mentor: Shell, random_poli
     state = load_file(random_policy / "model.safetensors")
     gone = sorted(state)[0]
     for change, line in (
-        ({gone: None}, f"1 tensors are missing, the first is '{gone}'"),
-        ({"strange": state[gone].clone()}, "1 unknown tensors, the first is 'strange'"),
+        ({gone: None}, f"do not fit (1 missing): '{gone}': missing; looks like mentor"),
+        ({"strange": state[gone].clone()}, "do not fit (1 unknown): 'strange': unknown; looks like mentor"),
     ):
         changed = {key: value for key, value in {**state, **change}.items() if value is not None}
         save_file(changed, broken / "model.safetensors", metadata={"format": "pt"})
