@@ -83,6 +83,7 @@ def encode_split(
         UserError: the first row that cannot be used, or too many with broken pictures (those are left out).
     """
     there = sum(len(ShardFile(path)) for path in sorted(out.glob(f"{split}-*.tar")))
+    broken.drawn += there  # the broken rows among them are met again below
     coded = encoded(rows, vq, manifest["tokenizer"], batch, skip=there)
     shards = write_shards(coded, out, split, manifest["rows_per_shard"], broken, written=there)
     manifest["rows"][split] = there + sum(len(ShardFile(path)) for path in shards)

@@ -162,6 +162,19 @@ def test_a_stopped_encoding_goes_on_and_ends_the_same(
         encode(rows, tmp_path / "out", vq, size=3)
 
 
+def test_rows_before_a_stop_count_for_the_rate_of_broken_ones(policy: Path, tmp_path: Path) -> None:
+    """Ten broken rows of forty, thirty of which were encoded before: a quarter, not all of what is left."""
+    save_pictures(tmp_path)
+    bad = [row(target="cut.png")] * 10
+    rows = write_jsonl(tmp_path, *bad, *[row(target=f"{k % 5}.png") for k in range(30)])
+    vq, out = load_tokenizer_of(policy), tmp_path / "out"
+    encode(rows, out, vq, size=30)
+    manifest = start_folder(out, vq, 30, {"train": [rows]})
+    again = BrokenRows(0.25, out / "broken.ndjson")
+    assert encode_split(scan_file(data_of_path(str(rows)), rows), out, "train", manifest, vq, 3, again) == 30
+    assert (again.met, again.drawn) == (10, 40)
+
+
 def test_a_fingerprint_is_that_of_the_encoder(policy: Path) -> None:
     vq = load_tokenizer_of(policy)
     before = vq.fingerprint()
