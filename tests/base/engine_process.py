@@ -1,8 +1,9 @@
-"""One process of an engine: a forward and a backward pass over its part of a batch; as a script, for test_engines.py.
+"""Two processes under engines: a forward and a backward pass over a part of a batch each; a script of test_engines.py.
 
-torchrun --nproc_per_node 2 engine_process.py ddp|fsdp2|zero2|zero3 OUT.safetensors
+engine_process.py OUT ddp|fsdp2|zero2|zero3 ...
 
-Process 0 has prompts without pictures, process 1 prompts with them. OUT holds the mean loss and the whole gradients.
+Process 0 has prompts without pictures, process 1 prompts with them. OUT/ENGINE.safetensors holds the mean loss, the
+whole gradients, a sample and the state. Both processes are forks of this one, which has paid for the imports.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from policies import CLIP, picture, small_policy
 from safetensors.torch import save_file
 
@@ -114,9 +116,8 @@ def zero(stage: int, model: MentorForConditionalGeneration, inputs: dict[str, An
     }
 
 
-def main(engine: str, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def engine_pass(engine: str, out: Path) -> None:
+    """One engine on a policy of its own; process 0 writes what it made."""
     rank = dist.get_rank()
     model, inputs = policy_and_batch((0, 1) if rank == 0 else (2, 3))
     engines = {"ddp": ddp, "fsdp2": fsdp2, "zero2": lambda *a: zero(2, *a), "zero3": lambda *a: zero(3, *a)}
@@ -129,12 +130,19 @@ def main(engine: str, out: Path) -> None:
     again = model(mode="loss", **inputs).loss.detach()  # dealt out again
     if rank == 0:
         assert torch.equal(again, loss.detach())
-        save_file(
-            {"loss": mean / 2, "drawn": drawn_NL, **prefixed("grad/", gradients), **prefixed("state/", state)}, out
-        )
+        tensors = {"loss": mean / 2, "drawn": drawn_NL, **prefixed("grad/", gradients), **prefixed("state/", state)}
+        save_file(tensors, out / f"{engine}.safetensors")
     dist.barrier()
+
+
+def process(rank: int, out: Path, engines: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    dist.init_process_group("gloo", init_method=f"file://{out / 'meeting'}", rank=rank, world_size=2)
+    for engine in engines:
+        engine_pass(engine, out)
     os._exit(0)  # process groups of finished workers are not worth waiting for
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    mp.start_processes(process, (Path(sys.argv[1]), sys.argv[2:]), nprocs=2, start_method="fork")

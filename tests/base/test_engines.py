@@ -13,30 +13,50 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_process import alone, draw, policy_and_batch
+from engine_process import Gradients, alone, draw, policy_and_batch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("engine_process.py")
 NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
-zero = pytest.mark.skipif(NO_DEEPSPEED, reason="needs the extra deepspeed")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "engine", ["ddp", "fsdp2", pytest.param("zero2", marks=zero), pytest.param("zero3", marks=zero)]
-)
-def test_two_processes_are_one(engine: str, tmp_path: Path) -> None:
-    out = tmp_path / "gradients.safetensors"
+def run_engines(out: Path, *engines: str) -> Path:
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT, engine, out],
+        [sys.executable, SCRIPT, out, *engines],
         env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = load_file(out)
-    loss, gradients = alone((0, 1, 2, 3))
+    return out
+
+
+@pytest.fixture(scope="module")
+def torch_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both engines of torch, in one pair of processes."""
+    return run_engines(tmp_path_factory.mktemp("torch"), "ddp", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def one_process() -> tuple[torch.Tensor, Gradients]:
+    return alone((0, 1, 2, 3))
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_are_one(engine: str, torch_engines: Path, one_process: tuple[torch.Tensor, Gradients]) -> None:
+    check(load_file(torch_engines / f"{engine}.safetensors"), *one_process)
+
+
+@pytest.mark.skipif(NO_DEEPSPEED, reason="needs the extra deepspeed")
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_two_processes_of_deepspeed_are_one(
+    engine: str, tmp_path: Path, one_process: tuple[torch.Tensor, Gradients]
+) -> None:
+    check(load_file(run_engines(tmp_path, engine) / f"{engine}.safetensors"), *one_process)
+
+
+def check(found: Gradients, loss: torch.Tensor, gradients: Gradients) -> None:
     torch.testing.assert_close(found["loss"], loss)
     assert {name.removeprefix("grad/") for name in found if name.startswith("grad/")} == gradients.keys()
     for name, gradient in gradients.items():
