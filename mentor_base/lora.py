@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mentor_base.errors import UserError, nearest
-from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.settings import TrainedParts
 
 ADAPTER = "default"  # peft's name for the one adapter
@@ -63,8 +63,7 @@ def adapted_layers(policy: MentorForConditionalGeneration, train: TrainedParts) 
     Raises:
         UserError: a target that no linear layer of the trained parts is called, or parts without linear layers.
     """
-    places = {"vision": "encoder.vision", "text_encoder": "encoder.text", "connector": "encoder.connector"}
-    starts = tuple(f"{places.get(part, part)}." for part in train.parts)
+    starts = tuple(f"{PARTS[part]}." for part in train.parts)
     layers = [
         name
         for name, module in policy.named_modules()

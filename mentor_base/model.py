@@ -32,6 +32,13 @@ from mentor_base.query_connector import QueryConnector
 from mentor_base.settings import Sampling
 from mentor_base.vq import VQModel
 
+PARTS = {  # by the names of settings.TrainedParts, and the tokenizer
+    "vision": "encoder.vision",
+    "connector": "encoder.connector",
+    "text_encoder": "encoder.text",
+    "decoder": "decoder",
+    "vq": "vq",
+}
 MODES = ("encode", "loss", "hidden", "prefill", "step", "logprobs")
 
 

@@ -47,7 +47,7 @@ from mentor_base.epochs import in_steps
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.lora import FOLDER, adapters, add_adapters, count_parameters, merged_state, save_adapter
-from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.objective import ImageTokens, Objective
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
@@ -158,10 +158,8 @@ def set_trained_parts(policy: MentorForConditionalGeneration, train: TrainedPart
     if train.lora is not None:
         add_adapters(policy, train, seed)
         return
-    policy.encoder.vision.requires_grad_(train.vision)
-    policy.encoder.text.requires_grad_(train.text_encoder)
-    policy.encoder.connector.requires_grad_(train.connector)
-    policy.decoder.requires_grad_(train.decoder)
+    for part in train.parts:
+        policy.get_submodule(PARTS[part]).requires_grad_(True)
 
 
 def schedule(optimisation: AdamW, step: int) -> float:

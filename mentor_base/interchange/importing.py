@@ -35,11 +35,10 @@ from mentor_base.interchange.names import CLIP, CLIP_VISION, LLAMAGEN, MENTOR, P
 from mentor_base.interchange.options import LAYOUTS, ImportOptions, Kind
 from mentor_base.interchange.report import ImportReport, Part, told
 from mentor_base.interchange.weight_files import Pieces, WeightFile, read_weights, write_safetensors
-from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.vq import VQConfig, VQModel
 
-PARTS = ("decoder.", "encoder.vision.", "encoder.connector.", "encoder.text.", "vq.")
 WEIGHTS = "model.safetensors"
 
 
@@ -190,10 +189,10 @@ def _collect(plan: Blueprint, contributions: list[Contribution], rows: int, repo
             shapes["decoder.uncond"] = (rows, plan.model.config.text_width)
         found, left_out = gather(file.tensors, layout, shapes, str(file.path), plan.tied)
         report.left_out += [f"{told(file.path)}: {key}" for key in left_out]
-        for part in PARTS:
-            own = {name: pieces for name, pieces in found.items() if name.startswith(part)}
+        for place in PARTS.values():
+            own = {name: pieces for name, pieces in found.items() if name.startswith(f"{place}.")}
             if own:
-                report.parts.append(Part.of(part.rstrip("."), told(file.path), own))
+                report.parts.append(Part.of(place, told(file.path), own))
         tensors |= found
     return tensors
 

@@ -16,14 +16,13 @@ from transformers import T5ForConditionalGeneration
 
 from mentor_base.config import MentorConfig
 from mentor_base.lora import adapted_layers
-from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.settings import TrainedParts
 
 if TYPE_CHECKING:
     from mentor_base.vq import VQModel
 
 ENCODER_PARTS = ("vision", "connector", "text_encoder")  # in the order of the data flow
-PARTS = (*ENCODER_PARTS, "decoder", "vq")
 
 
 class Pass(NamedTuple):
@@ -97,13 +96,7 @@ def facts_of(config: MentorConfig, train: TrainedParts) -> PolicyFacts:
     """
     with torch.device("meta"):
         model = MentorForConditionalGeneration(config)
-    modules = {
-        "vision": model.encoder.vision,
-        "connector": model.encoder.connector,
-        "text_encoder": model.encoder.text,
-        "decoder": model.decoder,
-        "vq": model.vq,
-    }
+    modules = {name: model.get_submodule(place) for name, place in PARTS.items()}
     parameters = {name: _count(module) for name, module in modules.items()}
     blocks = [_count(module) for module in model.modules() if type(module).__name__ in model._no_split_modules]
     encode, decode, trunk = _tokenizer_flops(model.vq)
