@@ -31,9 +31,8 @@ from mentor_base.checkpoint import model_folder, strict_from_pretrained
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
 from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
-from mentor_base.images import contact_sheet
 from mentor_base.model import MentorForConditionalGeneration, MentorOutput
-from mentor_base.objective import CELL_SCALE, LETTER
+from mentor_base.objective import captioned_sheet
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Validation
 from mentor_base.stage_data import Row
@@ -124,9 +123,7 @@ class CaptionTokens:
             for caption in self.write(policy, examples[start : start + batch])
         ]
         side = self.processor.image_size
-        rows = [[example.target.resize((side, side))] for example in examples]
-        letters = side * CELL_SCALE // LETTER
-        return contact_sheet(rows, [caption[:letters] for caption in captions], scale=CELL_SCALE)
+        return captioned_sheet([[example.target.resize((side, side))] for example in examples], captions)
 
     def _on(self, device: torch.device) -> T5ForConditionalGeneration:
         """The decoder on the policy's device, which a trainer decides after this object is made."""

@@ -65,8 +65,7 @@ class ImageTokens:
             shown = [image.resize((side, side)) for image in example.images]
             blank = [Image.new("RGB", (side, side), (236, 236, 236))] * (references - len(shown))
             rows.append([*shown, *blank, example.target.resize((side, side)), ceiling, sample])
-        letters = len(rows[0]) * side * CELL_SCALE // LETTER
-        return contact_sheet(rows, [prompt.plain_text[:letters] for prompt in prompts], scale=CELL_SCALE)
+        return captioned_sheet(rows, [prompt.plain_text for prompt in prompts])
 
     @torch.no_grad()
     def _through_tokenizer(
@@ -75,3 +74,9 @@ class ImageTokens:
         """The targets as the frozen tokenizer can draw them."""
         pixels_N3HW = to_pixels([example.target for example in examples], self.collator.image_size).to(policy.device)
         return to_images(policy.vq.decode(policy.vq.encode(pixels_N3HW)))
+
+
+def captioned_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
+    """Rows of equally many square pictures of one size, each with as much of its caption as fits below it."""
+    letters = len(rows[0]) * rows[0][0].width * CELL_SCALE // LETTER
+    return contact_sheet(rows, [caption[:letters] for caption in captions], scale=CELL_SCALE)
