@@ -51,8 +51,8 @@ def plan_recipe(
     from mentor_rl.plan.sizes import planned_steps, read_planned
 
     planned = read_planned(recipe, overrides or [])
-    facts = facts_of(planned.config, planned.train)
     steps, counted = planned_steps(planned.recipe, rows)
+    facts = facts_of(planned.config, planned.train)
     plan = estimate.make_plan(
         planned.recipe,
         facts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from mentor_base.config import MentorConfig
@@ -28,10 +28,10 @@ PICTURES: dict[str, int | None] = {
 class Machine:
     """Attributes: utilisation: share of the peak that training reaches. text_tokens: of a prompt, without pictures."""
 
-    gpu: str = "a100-80g"
-    gpus: int = 8
-    utilisation: float = 0.4
-    text_tokens: int = 64
+    gpu: str
+    gpus: int
+    utilisation: float
+    text_tokens: int
 
     @property
     def card(self) -> Gpu:
@@ -72,8 +72,8 @@ class Step:
     image_tokens: int
     prefix_slots: int
     work: dict[bool, Work]
-    flops: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, float]
+    seconds: dict[str, float]
 
 
 def prompt_shapes(weights: Mapping[Any, float], config: MentorConfig, text_tokens: int) -> list[PromptShape]:

@@ -27,13 +27,22 @@ SIZE, OPTION = "model.size", "model.options."
 
 
 def planned_steps(recipe: SftRecipe | GrpoRecipe, rows: int | None) -> tuple[int | None, tuple[str, ...]]:
-    """Optimizer steps and where they come from; of epochs they follow from ``rows``, else from the rows on disk."""
+    """Optimizer steps and where they come from; of epochs they follow from ``rows``, else from the rows on disk.
+
+    Raises:
+        UserError: ``rows`` for a recipe whose steps do not depend on them.
+    """
     if isinstance(recipe, GrpoRecipe) or recipe.optimisation.epochs is None:
+        if rows is not None:
+            raise UserError(
+                f"--rows: expected a recipe with optimisation.epochs, found {recipe.optimisation.steps} steps"
+            )
         return recipe.optimisation.steps, ()
     mixture, epochs = recipe.stage.mixture, recipe.optimisation.epochs
     if rows is None:
+        assert isinstance(mixture.data, RowData), "recipes refuse epochs of a world without end"
         try:
-            rows = RowWorld(mixture.data).count(mixture.weights) if isinstance(mixture.data, RowData) else 0
+            rows = RowWorld(mixture.data).count(mixture.weights)
         except UserError as error:
             return None, (f"hours need the number of rows, and they cannot be counted ({error}); give --rows",)
     steps = steps_of(epochs, rows, recipe.optimisation.batch)

@@ -381,10 +381,17 @@ def test_epochs_need_rows(plan: Any) -> None:
             ("sft.yaml",),
             "sft.yaml: init: expected a policy's folder, found no config.json in runs/stage1; give",
         ),
+        (
+            ("sft.yaml", "model.size=tiny", "--rows", "9"),
+            "--rows: expected a recipe with optimisation.epochs, found 1000",
+        ),
         (("sft.yaml", "model.size=XXXXL"), "command line: model.size: unknown size 'XXXXL'; did you mean 'XXXL'?"),
         (("sft.yaml", "model.options.dropout=0"), "command line: expected model.size=... beside model.options"),
         (("sft.yaml", "model.sise=XL"), "command line: expected model.size=... or model.options.FIELD=..."),
-        (("sft.yaml", "model.size=tiny", "--gpus", "3"), "optimisation.batch: expected a multiple of micro_batch x proc"),
+        (
+            ("sft.yaml", "model.size=tiny", "--gpus", "3"),
+            "optimisation.batch: expected a multiple of micro_batch x proc",
+        ),
     ],
 )
 def test_bad_input_is_one_line(plan: Any, arguments: tuple[str, ...], line: str) -> None:
