@@ -265,5 +265,7 @@ class Stage(Section):
         if (self.name == "projector") != (self.captioner is not None):
             raise ValueError("the projector stage needs captioner (a T5 checkpoint), the other stages take none")
         if self.name == "projector" and (set(self.mixture.weights) != {"t2i"} or self.train != CONNECTOR_ALONE):
-            raise ValueError("the projector stage learns from t2i rows alone and trains the connector alone")
+            raise ValueError(
+                "the projector stage learns from t2i rows alone and trains the connector alone, without lora"
+            )
         return self

@@ -57,7 +57,7 @@ class StageValidation:
             swapped = {
                 task: self.loss(model, policy.device, task, swapped=True)
                 for task in self.tasks
-                if self.example(task, 0).images
+                if self.settings.examples > 1 and self.example(task, 0).images
             }
             if self.settings.grid:
                 for task in self.tasks:

@@ -293,7 +293,7 @@ def test_a_projector_stage_trains_the_connector_on_captions(recipe: Path) -> Non
     (recipe.parent / "a.jsonl").touch()
     as_projector = ["stage.name=projector", "stage.captioner=start", "stage.train={decoder: false}"]
     load_recipe(recipe, as_projector)
-    for fault in ("stage.train.text_encoder=true", "stage.mixture.weights={subject: 1}"):
+    for fault in ("stage.train.text_encoder=true", "stage.train.lora={}", "stage.mixture.weights={subject: 1}"):
         assert "learns from t2i rows alone and trains the connector alone" in _error(recipe, *as_projector, fault)
 
 
