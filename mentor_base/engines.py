@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 def whole(policy: nn.Module) -> Iterator[None]:
     """All weights on every process, inside the block. They must not be changed there."""
     shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
-    dealt_out = [parameter for parameter in policy.parameters() if hasattr(parameter, "ds_id")]
+    dealt_out = _of_zero3(policy)
     if dealt_out:
         import deepspeed
 
@@ -48,10 +48,15 @@ def tokenizer_state(policy: nn.Module) -> dict[str, torch.Tensor]:
 
 def whole_state(policy: nn.Module) -> dict[str, torch.Tensor]:
     """The policy's tensors, whole; on the CPU where they had to be gathered."""
-    if any(hasattr(parameter, "ds_id") for parameter in policy.parameters()):
+    if _of_zero3(policy):
         with whole(policy):
             return {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
     return {
         name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
         for name, value in policy.state_dict().items()
     }
+
+
+def _of_zero3(policy: nn.Module) -> list[nn.Parameter]:
+    """Parameters that DeepSpeed has dealt out; it gives each of them an id."""
+    return [parameter for parameter in policy.parameters() if hasattr(parameter, "ds_id")]

@@ -44,7 +44,7 @@ def test_the_same_numbers_from_fewer_saved_tensors(options: dict[str, Any]) -> N
     set_trained_parts(model, TrainedParts(vision="vision_tower" in options, text_encoder=True))
     model.train()
     loss, gradients, kept = loss_and_gradients(model, processor)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     again, checkpointed, kept_less = loss_and_gradients(model, processor)
     assert torch.equal(again, loss)
     assert gradients.keys() == checkpointed.keys()
@@ -56,7 +56,7 @@ def test_the_same_numbers_from_fewer_saved_tensors(options: dict[str, Any]) -> N
 def test_a_frozen_encoder_is_not_run_backward() -> None:
     model, processor = small_policy(**CLIP)
     set_trained_parts(model, TrainedParts(connector=False))
-    model.train().gradient_checkpointing_enable()
+    model.train().activation_checkpointing_enable()
     prefix = model(mode="encode", **processor(mixed_prompts()))
     assert not prefix.features_KTC.requires_grad
 
