@@ -20,7 +20,7 @@ from mentor_rl.export import export_run
 from mentor_rl.report import write_report
 
 RECIPES = Path("recipes/emoji")
-BENCH = ("items=96", "splits=[unseen_subjects,unseen_pairs]", "seeds=[0,1,2]", "guidance=[1,2,3,4]")
+BENCH = ("items=96", "splits=[unseen_subjects,unseen_pairs]", "seeds=[0,1,2]")
 
 
 def run_demo(out: Path, steps: int) -> None:
@@ -33,10 +33,11 @@ def run_demo(out: Path, steps: int) -> None:
     tuned = out / "grpo"
     train_recipe(RECIPES / "grpo_subject.yaml", [f"run={tuned}", f"optimisation.steps={steps}"], dry_run=False)
 
-    console.rule("2/4  EmojiBench: before and after, each at its own best guidance, on what training never saw")
-    bench = out / "bench"
+    console.rule("2/4  EmojiBench: before and after on what training never saw, as sampled in GRPO and at best guidance")
+    plain, bench = out / "bench_without_guidance", out / "bench"
     policies = f"policies={{before: checkpoints/stage2, after: {tuned}}}"
-    evaluate_recipe(RECIPES / "bench.yaml", [f"run={bench}", policies, *BENCH], dry_run=False)
+    for run, settings in ((plain, ("guidance=[1]", "baselines=false")), (bench, ("guidance=[1,2,3,4]",))):
+        evaluate_recipe(RECIPES / "bench.yaml", [f"run={run}", policies, *BENCH, *settings], dry_run=False)
 
     console.rule("3/4  Export")
     policy = out / "policy"
@@ -46,11 +47,10 @@ def run_demo(out: Path, steps: int) -> None:
     console.print(f'  mentor sample {policy} --text "a fox in flat style on a blue background" --out fox.png')
 
     console.rule("4/4  Report")
-    page = write_report([tuned, bench], out / "report.html")
+    page = write_report([tuned, bench, plain], out / "report.html")
     console.print(f"{page}: open it in a browser")
-    result = Result.read(bench / "results" / "emojibench.json")
-    console.print(_without_guidance(result))
-    console.print(_verdict(result))
+    for run in (plain, bench):
+        console.print(_verdict(Result.read(run / "results" / "emojibench.json")))
     console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
@@ -60,11 +60,3 @@ def _verdict(result: Result) -> str:
     parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
     scales = " and ".join(f"{scale:g}" for scale in result.details["guidance"].values())
     return f"{split.replace('_', ' ')}, guidance {scales}: {', '.join(parts)} (95 % bootstrap over items)"
-
-
-def _without_guidance(result: Result) -> str:
-    """One line from the sweep: what guidance 1 gave, where RL has to do alone what guidance does."""
-    sweep = result.details["sweep"]
-    before, after = (sweep["policies"][name]["1"]["CP·PF"] for name in ("before", "after"))
-    share = f" ({after / before - 1:+.0%})" if before else ""
-    return f"{sweep['split']} split without guidance: CP·PF {before:.3f} -> {after:.3f}{share}"
