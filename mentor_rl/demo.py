@@ -33,7 +33,7 @@ def run_demo(out: Path, steps: int) -> None:
     tuned = out / "grpo"
     train_recipe(RECIPES / "grpo_subject.yaml", [f"run={tuned}", f"optimisation.steps={steps}"], dry_run=False)
 
-    console.rule("2/4  EmojiBench: before and after on what training never saw, as sampled in GRPO and at best guidance")
+    console.rule("2/4  EmojiBench on what training never saw: without guidance, then each at its own best")
     plain, bench = out / "bench_without_guidance", out / "bench"
     policies = f"policies={{before: checkpoints/stage2, after: {tuned}}}"
     for run, settings in ((plain, ("guidance=[1]", "baselines=false")), (bench, ("guidance=[1,2,3,4]",))):
