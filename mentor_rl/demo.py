@@ -58,5 +58,6 @@ def _verdict(result: Result) -> str:
     """One line: the paired change of CP, PF and their product on all held-out items."""
     split, changes = list(compare(result, result, "before", "after").items())[-1]
     parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
-    scales = " and ".join(f"{scale:g}" for scale in result.details["guidance"].values())
-    return f"{split.replace('_', ' ')}, guidance {scales}: {', '.join(parts)} (95 % bootstrap over items)"
+    scales = result.details["guidance"].values()
+    asked = "without guidance" if set(scales) == {1} else f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
+    return f"{split.replace('_', ' ')}, {asked}: {', '.join(parts)} (95 % bootstrap over items)"

@@ -74,7 +74,8 @@ def states_of(
     """Weights, gradients, optimizer, communication buffers and the frozen reference under one launch file.
 
     The reference shares the policy's tokenizer, except under DeepSpeed and FSDP, which wrap it whole; with adapters it
-    is the policy without them. ``captioner``: parameters of a projector stage's T5 decoder, which is whole everywhere.
+    is the policy without them. ``captioner``: parameters of a projector stage's T5 decoder, which is whole everywhere,
+    in the recipe's own precision.
     """
     each = launch.bytes_of(precision)
     trained, total = facts.trained, facts.total
@@ -83,7 +84,7 @@ def states_of(
     copies = 0 if launch.shards_weights else each.copy * facts.crossed
     second = total - (facts.parameters["vq"] if launch.name == "ddp" else 0)
     return States(
-        weights=each.weights * (total * held + captioner) + copies,
+        weights=each.weights * total * held + (2 if precision == "bf16" else 4) * captioner + copies,
         gradients=each.gradients * trained * split,
         optimizer=each.optimizer * trained * split,
         buffers=_buffers(facts, trained, launch, precision, gpus),
@@ -134,7 +135,7 @@ def captioning_work(
     masks = text.num_heads * rows * words + rows * call.slots
     layer = rows * row + operand * (masks + 2 * inner * call.prompts * call.slots)
     total = text.num_decoder_layers * layer + _connector(config, call, operand)
-    total += _text(config, call, "text_encoder" in facts.train.parts, operand, checkpointing)
+    total += _text(config, call, False, operand, checkpointing)  # a projector stage trains the connector alone
     return total, float(rows * text.vocab_size * (operand + 12))
 
 

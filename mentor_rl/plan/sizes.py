@@ -46,7 +46,7 @@ def planned_steps(recipe: SftRecipe | GrpoRecipe, rows: int | None) -> tuple[int
         except UserError as error:
             return None, (f"hours need the number of rows, and they cannot be counted ({error}); give --rows",)
     steps = steps_of(epochs, rows, recipe.optimisation.batch)
-    return steps, (f"{epochs:g} epochs of {rows:,} rows are {steps:,} steps",)
+    return steps, (f"{epochs:g} x {rows:,} rows are {steps:,} steps",)
 
 
 class Planned(NamedTuple):

@@ -370,7 +370,7 @@ def test_epochs_need_rows(plan: Any) -> None:
     code, out = plan("sft.yaml", "model.size=tiny", *epochs)
     assert code == 0
     assert "give --rows" in out
-    assert "2 epochs of 1,000 rows are 16 steps" in plan("sft.yaml", "model.size=tiny", *epochs, "--rows", "1000")[1]
+    assert "2 x 1,000 rows are 16 steps" in plan("sft.yaml", "model.size=tiny", *epochs, "--rows", "1000")[1]
 
 
 @pytest.mark.parametrize(
