@@ -39,5 +39,5 @@ $(VENV)/core-installed: $(NEEDS)
 	@touch $@
 
 $(VENV)/dev-installed: $(NEEDS)
-	$(INSTALL) --editable '.[dev,efficientnet,peft]'
+	$(INSTALL) --editable '.[dev,efficientnet,peft,judge,server,ocr,nsfw]'
 	@touch $@ $(VENV)/core-installed
