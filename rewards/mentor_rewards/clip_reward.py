@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mentor_rewards.contract import Reward, RewardError, RewardSpec
+from mentor_rewards.weights import WeightsSource
 
 if TYPE_CHECKING:
     from mentor_rewards.clip_towers import ClipTower
@@ -17,7 +17,7 @@ class ClipReward(Reward):
 
     spec: RewardSpec
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: WeightsSource) -> None:
         """
         Args:
             checkpoint: folder of a transformers CLIPModel; see clip_towers.py.

@@ -232,7 +232,7 @@ def _typed(name: str, key: str, value: Any, hint: Any, base: Path | None) -> Any
             raise RewardError(f"reward '{name}': option '{key}': no such file or folder: {looked}")
         return found
     try:
-        return _adapter(hint).validate_python(value)
+        return _adapter(hint).validate_python(value, context={"base": base})
     except ValidationError as error:
         problem = error.errors()[0]
         raise RewardError(f"reward '{name}': option '{key}': {problem['msg']}, found {value!r}") from error
