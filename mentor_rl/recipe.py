@@ -86,6 +86,13 @@ class SftRecipe(Common):
         return self
 
 
+class Tokenized(Section):
+    """Training pictures that went through a tokenizer, as all pictures did that a policy writes."""
+
+    tokenizer: InputPath = Field(description="VQ tokenizer")
+    share: float = Field(0.5, gt=0, le=1, description="of the training pictures")
+
+
 class ScorerRecipe(Common):
     """Train a small scorer of the emoji world: a CLIP, a classifier, or EmojiBench's evaluator."""
 
@@ -94,6 +101,7 @@ class ScorerRecipe(Common):
     data: EmojiData = EmojiData()
     optimisation: Optimisation
     augment: Literal["light", "strong"] = "light"
+    tokenized: Tokenized | None = None
     validate_every: int = Field(500, gt=0)
 
 

@@ -11,6 +11,7 @@ Shapes: N pictures, E embedding width, S styles.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, Protocol
@@ -22,12 +23,15 @@ from mentor_rewards.classifier import ClassifierConfig, ConvClassifier
 from torch import nn
 from transformers import CLIPModel
 
+from mentor_base.checkpoint import load_vq
 from mentor_base.data.atlas import Atlas
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.shapes import background_words
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import EmojiData, Split
+from mentor_base.vq import VQModel
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature
+from mentor_rl.recipe import Tokenized
 from mentor_rl.scorer_captions import PREPROCESSING, Caption, caption_tokenizer, clip_config, draw_caption
 from mentor_rl.scorer_losses import (
     pair_contrast,
@@ -71,18 +75,50 @@ class ScorerTask(Protocol):
         """Write the scorer's files; returns the metrics of what was written."""
 
 
-class View:
-    """A fixed set of pictures of one split for validation."""
+@dataclass(frozen=True)
+class Looks:
+    """What happens to a training picture: the augmentation, then, for a share of them, a tokenizer's round trip.
 
-    def __init__(self, bank: SpriteBank, how: Augmentation) -> None:
+    A policy's pictures all went through its tokenizer. A scorer that never saw such pictures reads them badly: the
+    style of a true drawing was recognised in 80 % of the sprites, and in 44 % of their 8x8-code reconstructions.
+    """
+
+    augmentation: Augmentation
+    tokenizer: VQModel | None = None
+    share: float = 0.0
+
+    @classmethod
+    def of(cls, augment: str, tokenized: Tokenized | None) -> Looks:
+        """As a recipe says it."""
+        if tokenized is None:
+            return cls(AUGMENTATIONS[augment])
+        tokenizer = load_vq(tokenized.tokenizer).requires_grad_(False)
+        return cls(AUGMENTATIONS[augment], tokenizer, tokenized.share)
+
+    @torch.no_grad()
+    def round_trip(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] as the tokenizer gives them back; unchanged without one."""
+        if self.tokenizer is None or not len(pixels_N3HW):
+            return pixels_N3HW
+        return self.tokenizer.decode(self.tokenizer.encode(pixels_N3HW)).clamp(-1, 1)
+
+
+class View:
+    """A fixed set of pictures of one split for validation; ``after`` is done to the pixels in [-1, 1]."""
+
+    def __init__(
+        self, bank: SpriteBank, how: Augmentation, after: Callable[[torch.Tensor], torch.Tensor] = lambda pixels: pixels
+    ) -> None:
         rng = np.random.default_rng(VALIDATION_SEED)
         self.colour_N = draw_grounds(rng, len(bank))
         parts = [
-            compose(
-                bank.rgba_M4HW[start : start + VALIDATION_BATCH],
-                self.colour_N[start : start + VALIDATION_BATCH],
-                rng,
-                how,
+            after(
+                compose(
+                    bank.rgba_M4HW[start : start + VALIDATION_BATCH],
+                    self.colour_N[start : start + VALIDATION_BATCH],
+                    rng,
+                    how,
+                )
             )
             for start in range(0, len(bank), VALIDATION_BATCH)
         ]
@@ -96,16 +132,19 @@ class View:
 class Pictures:
     """The sprites that all scorers share: training bank, and validation views of val and unseen subjects."""
 
-    def __init__(self, data: EmojiData, augmentation: Augmentation, seed: int) -> None:
+    def __init__(self, data: EmojiData, looks: Looks, seed: int) -> None:
         self.atlas, self._styles = Atlas.load(), data.styles
         self.train = self.bank("train")
-        self.augmentation, self.seed = augmentation, seed
+        self.looks, self.seed = looks, seed
         self.styles = self.train.styles
         self.views = {
             "val": View(self.bank("val"), PLAIN),
             "unseen": View(self.bank("unseen_subjects"), PLAIN),
             "unseen_soft": View(self.bank("unseen_subjects"), SOFT),
         }
+        if looks.tokenizer is not None:
+            self.views["val_tokenized"] = View(self.bank("val"), PLAIN, looks.round_trip)
+            self.views["unseen_tokenized"] = View(self.bank("unseen_subjects"), PLAIN, looks.round_trip)
 
     def bank(self, split: Split, subjects: tuple[str, ...] | None = None) -> SpriteBank:
         """The sprites of a split, optionally numbered by a given list of subjects."""
@@ -117,7 +156,11 @@ class Pictures:
 
     def picture(self, rows_N: np.ndarray, grounds_N: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
         """Augmented training pictures of these rows."""
-        return compose(self.train.rgba_M4HW[rows_N], grounds_N, rng, self.augmentation)
+        pixels = compose(self.train.rgba_M4HW[rows_N], grounds_N, rng, self.looks.augmentation)
+        if self.looks.tokenizer is not None:
+            tokenized = np.flatnonzero(rng.random(len(pixels)) < self.looks.share)
+            pixels[tokenized] = self.looks.round_trip(pixels[tokenized])
+        return pixels
 
 
 class EvaluatorTask:
@@ -129,10 +172,9 @@ class EvaluatorTask:
     )
     views, temperature, proxy_scale = 3, 0.1, 16.0
 
-    def __init__(self, data: EmojiData, batch: int, augment: str, seed: int) -> None:
-        how = AUGMENTATIONS[augment]
-        own_crops = Augmentation(**{**vars(how), "scale": (0.75, 1.2), "shift": 0.08, "erased": 0.15})
-        self.pictures = Pictures(data, own_crops, seed)
+    def __init__(self, data: EmojiData, batch: int, looks: Looks, seed: int) -> None:
+        own_crops = replace(looks.augmentation, scale=(0.75, 1.2), shift=0.08, erased=0.15)
+        self.pictures = Pictures(data, replace(looks, augmentation=own_crops), seed)
         self.subjects_per_step = batch // self.views
         self.size: dict[str, Any] = {"width": 48, "depth": (1, 4), "embedding": 96}
         self.net = EvaluatorNet(styles=len(self.pictures.styles), colours=len(COLOUR_NAMES), **self.size)
@@ -173,10 +215,13 @@ class EvaluatorTask:
         return Evaluator(self.net, self.pictures.styles, COLOUR_NAMES, size=self.size)
 
     def _calibrate(self, judge: Evaluator) -> Calibration:
-        """Means of true and unrelated pairs, and temperatures, all on the val split."""
-        view = self.pictures.views["val"]
+        """Means of true and unrelated pairs of sprites, temperatures on pictures as a policy writes them; val split."""
+        views = self.pictures.views
+        view = views["val"]
+        sprites = torch.from_numpy(judge.read_pixels(view.pixels_N3HW).embedding_NE)
+        same, unrelated = pair_cosines(sprites, view.subject_N, view.style_N)
+        view = views.get("val_tokenized", view)
         reading = judge.read_pixels(view.pixels_N3HW)
-        same, unrelated = pair_cosines(torch.from_numpy(reading.embedding_NE), view.subject_N, view.style_N)
         return Calibration(
             unrelated=float(unrelated.mean()),
             same=float(same.mean()),
@@ -258,20 +303,20 @@ class ClassifierTask:
         return metrics
 
 
-def style_task(data: EmojiData, batch: int, augment: str, seed: int) -> ClassifierTask:
+def style_task(data: EmojiData, batch: int, looks: Looks, seed: int) -> ClassifierTask:
     """Which of the styles; judged on subjects that it never saw."""
     about = "Tells the drawing style of a picture, whatever it shows. Reward `style`: probability of the asked style."
-    pictures = Pictures(data, AUGMENTATIONS[augment], seed)
+    pictures = Pictures(data, looks, seed)
     return ClassifierTask("style", about, pictures, pictures.views, batch)
 
 
-def subject_task(data: EmojiData, batch: int, augment: str, seed: int) -> ClassifierTask:
+def subject_task(data: EmojiData, batch: int, looks: Looks, seed: int) -> ClassifierTask:
     """Which of the train subjects; judged on held-out drawings (unseen pairs) of those subjects."""
     about = (
         "Tells which of the training subjects a picture shows, in any style. Reward `subject`: probability of the "
         "prompt's subject; it abstains on subjects that training never showed."
     )
-    pictures = Pictures(data, AUGMENTATIONS[augment], seed)
+    pictures = Pictures(data, looks, seed)
     bank = pictures.bank("unseen_pairs", subjects=pictures.train.subjects)
     views = {"unseen_pairs": View(bank, PLAIN), "unseen_pairs_soft": View(bank, SOFT)}
     return ClassifierTask("subject", about, pictures, views, batch)
@@ -287,8 +332,8 @@ class ClipTask:
     )
     views, temperature = 2, 0.1
 
-    def __init__(self, data: EmojiData, batch: int, augment: str, seed: int) -> None:
-        self.pictures = Pictures(data, AUGMENTATIONS[augment], seed)
+    def __init__(self, data: EmojiData, batch: int, looks: Looks, seed: int) -> None:
+        self.pictures = Pictures(data, looks, seed)
         self.subjects_per_step = batch // self.views
         world = EmojiWorld(data)
         self.tokenizer = caption_tokenizer(world.corpus(), vocabulary=1024)
@@ -363,7 +408,7 @@ class ClipTask:
         return {key: round(value, 5) for key, value in metrics.items()}
 
 
-TASKS: dict[str, Callable[[EmojiData, int, str, int], ScorerTask]] = {
+TASKS: dict[str, Callable[[EmojiData, int, Looks, int], ScorerTask]] = {
     "evaluator": EvaluatorTask,
     "style": style_task,
     "clip": ClipTask,
@@ -371,8 +416,8 @@ TASKS: dict[str, Callable[[EmojiData, int, str, int], ScorerTask]] = {
 }
 
 
-def build_task(scorer: str, data: EmojiData, batch: int, augment: str, seed: int) -> ScorerTask:
+def build_task(scorer: str, data: EmojiData, batch: int, looks: Looks, seed: int) -> ScorerTask:
     """The task of a recipe's ``scorer``."""
     if scorer not in TASKS:
         raise UserError(f"scorer: unknown scorer '{scorer}'; {nearest(scorer, TASKS)}")
-    return TASKS[scorer](data, batch, augment, seed)
+    return TASKS[scorer](data, batch, looks, seed)

@@ -19,7 +19,8 @@ from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder, write_atomically
 from mentor_base.settings import EmojiData, Optimisation
-from mentor_rl.scorer_tasks import ScorerTask, build_task
+from mentor_rl.recipe import Tokenized
+from mentor_rl.scorer_tasks import Looks, ScorerTask, build_task
 
 STATE = "scorer.pt"
 LOG_EVERY = 25
@@ -31,6 +32,7 @@ def train_scorer(
     data: EmojiData,
     optimisation: Optimisation,
     augment: str,
+    tokenized: Tokenized | None,
     validate_every: int,
     seed: int,
     run: RunFolder,
@@ -50,7 +52,7 @@ def train_scorer(
     if optimisation.threads:
         torch.set_num_threads(optimisation.threads)
     torch.manual_seed(seed)
-    task = build_task(scorer, data, optimisation.batch, augment, seed)
+    task = build_task(scorer, data, optimisation.batch, Looks.of(augment, tokenized), seed)
     loop = _Loop(task, optimisation, run)
     with InterruptGuard() as guard, ProgressBar(f"{scorer} scorer", optimisation.steps, loop.step) as bar:
         while loop.step < optimisation.steps:

@@ -19,18 +19,36 @@ from mentor_base.settings import EmojiData, Optimisation
 from mentor_rl import scorer_losses as losses
 from mentor_rl import scorers
 from mentor_rl.evaluate.evaluator import Evaluator
+from mentor_rl.recipe import Tokenized
 from mentor_rl.scorer_captions import caption_tokenizer, draw_caption
 from mentor_rl.scorer_pictures import PLAIN, SOFT, SpriteBank, compose
+from mentor_rl.scorer_tasks import Looks, Pictures
 
+TOKENIZER = str(Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "tokenizer")
 TWO_STYLES = EmojiData(styles=("noto", "fluent-mono"))
 THREE_STYLES = EmojiData(styles=("noto", "twemoji", "fluent-mono"))
 
 
-def train(folder: Path, scorer: str, steps: int, batch: int, every: int, data: EmojiData = TWO_STYLES) -> RunFolder:
+def train(
+    folder: Path,
+    scorer: str,
+    steps: int,
+    batch: int,
+    every: int,
+    data: EmojiData = TWO_STYLES,
+    tokenized: Tokenized | None = None,
+) -> RunFolder:
     run = RunFolder.open(folder, {"scorer": scorer, "seed": 3})
     optimisation = Optimisation(lr=2e-3, steps=steps, batch=batch, threads=1)
     scorers.train_scorer(
-        scorer=scorer, data=data, optimisation=optimisation, augment="light", validate_every=every, seed=3, run=run
+        scorer=scorer,
+        data=data,
+        optimisation=optimisation,
+        augment="light",
+        tokenized=tokenized,
+        validate_every=every,
+        seed=3,
+        run=run,
     )
     return run
 
@@ -94,6 +112,18 @@ def test_pictures_depend_on_the_generator_only() -> None:
     assert one.max() <= 1
     plain = compose(bank.rgba_M4HW[rows], grounds, np.random.default_rng(5), PLAIN)
     assert float((plain - one).abs().mean()) > 0.005
+
+
+def test_a_share_of_the_pictures_goes_through_the_tokenizer() -> None:
+    """Those pictures equal the tokenizer's reconstruction of what the others stay; the grounds stay readable."""
+    looks = Looks.of("light", Tokenized(tokenizer=TOKENIZER, share=0.5))
+    plain, tokenized = Pictures(TWO_STYLES, Looks.of("light", None), 3), Pictures(TWO_STYLES, looks, 3)
+    rows, grounds = np.arange(12), np.arange(12)
+    before, after = (p.picture(rows, grounds, p.rng(7)) for p in (plain, tokenized))
+    changed = (before - after).abs().amax((1, 2, 3)) > 0
+    assert 2 <= int(changed.sum()) <= 10
+    assert torch.allclose(after[changed], looks.round_trip(before[changed]))
+    assert set(tokenized.views) - set(plain.views) == {"val_tokenized", "unseen_tokenized"}
 
 
 def test_a_style_scorer_learns_and_loads_as_a_reward(tmp_path: Path) -> None:
