@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Need = Literal["prompt", "reference", "subject"]
+Probe = Literal["blur", "noise", "prompt", "reference"]
 
 
 class RewardError(Exception):
@@ -51,6 +52,10 @@ class RewardSpec:
         higher_is_better: False for distances.
         deterministic: same batch, same scores.
         batch_invariant: a picture's score does not depend on its neighbours.
+        network: scoring opens connections (a judge, a server). The contract checks block sockets without it.
+        probes: what must not make a score better, on average over a batch: "blur" or "noise" over the picture, the
+            "prompt" or the "reference" of another sample. Checked by testing.py; an optional method
+            ``probes(self) -> [(better batch, worse batch), ...]`` adds cases of the author's own.
         licence: of the weights (SPDX id where one exists).
         weights: file name -> sha256, empty when there are none.
     """
@@ -63,6 +68,8 @@ class RewardSpec:
     higher_is_better: bool = True
     deterministic: bool = True
     batch_invariant: bool = True
+    network: bool = False
+    probes: frozenset[Probe] = frozenset()
     licence: str = "unknown"
     weights: Mapping[str, str] = field(default_factory=dict)
 
@@ -73,6 +80,9 @@ class RewardSpec:
                     f"reward '{self.name}': unknown need '{need}'; {nearest(need, get_args(Need))} "
                     "(keys of the metadata go into RewardSpec.metadata)"
                 )
+        for probe in self.probes:
+            if probe not in get_args(Probe):
+                raise RewardError(f"reward '{self.name}': unknown probe '{probe}'; {nearest(probe, get_args(Probe))}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -218,6 +228,13 @@ class RewardEntry(BaseModel):
     batch: Annotated[int, Field(gt=0, description="pictures per call of the reward")] = 64
     timeout: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds per call, async rewards only")
     options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_are_not_called_params(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and "params" in data:
+            raise ValueError("unknown key 'params'; the constructor's arguments stand under 'options'")
+        return data
 
     @model_validator(mode="after")
     def _clip_is_an_interval(self) -> RewardEntry:
