@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from mentor_base.errors import UserError
+from mentor_rl.commands.reward_server import serve_rewards
 
 rewards_app = typer.Typer(help="Look at rewards, and try them on pictures.", no_args_is_help=True)
+rewards_app.command("serve")(serve_rewards)
 
 Name = Annotated[str, typer.Argument(metavar="REWARD", help="A registered name, or file.py:Class.")]
 Options = Annotated[

@@ -21,6 +21,7 @@ import yaml
 
 from mentor_rewards.contract import RewardEntry, RewardError
 from mentor_rewards.registry import build_reward, describe, names
+from mentor_rewards.server import add_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--option", dest="use", action=_AddOption, metavar="KEY=VALUE")
     check.add_argument("--metadata", default="{}", help="JSON object: facts that the reward needs of a prompt")
     check.set_defaults(command=_check)
+    add_arguments(commands.add_parser("serve", help="serve the rewards of a recipe over HTTP"))
     return parser
 
 

@@ -36,8 +36,11 @@ BUILT_IN: dict[str, str] = {
     "style": "mentor_rewards.style:Style",
     "subject": "mentor_rewards.subject:Subject",
     "efficientnet_similarity": "mentor_rewards.efficientnet:EfficientNetSimilarity",
+    "remote": "mentor_rewards.remote:Remote",
     "colour_match": "mentor_rewards.colour_match:ColourMatch",
     "shape_match": "mentor_rewards.shape_match:ShapeMatch",
+    "qwen_vl_t2i": "mentor_rewards.qwen_vl:QwenVlT2i",
+    "qwen_vl_subject": "mentor_rewards.qwen_vl:QwenVlSubject",
     "jpeg_size": "mentor_rewards.jpeg_size:JpegSize",
 }
 

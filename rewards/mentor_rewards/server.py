@@ -1,0 +1,225 @@
+"""A reward server: any set of rewards behind HTTP, so that trainers on other machines or processes share one GPU.
+
+    GET  /health   {"status": "ok", "rewards": {name: {"version", "weights", "calls", "pictures", "queued"}}, ...}
+    GET  /rewards  the specs, see wire.Listing
+    POST /score    see wire.py
+
+Raw scores are served: weight, scale, clip, role and ``on_missing`` of the served entries have no effect, they are the
+trainer's. Faults are JSON ``{"error": line}``: 400 malformed (names the field), 401 token, 404 unknown reward (names
+the nearest), 413 too large, 415 not JSON, 500 the reward failed (with its name).
+
+A server listens on the loopback device unless told otherwise, and then demands a token, read from an environment
+variable. It speaks plain HTTP: across networks that others can read, put a TLS proxy or an SSH tunnel in front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from mentor_rewards.composite import Composite
+from mentor_rewards.contract import RewardEntry, RewardError, nearest
+from mentor_rewards.micro_batching import Batching
+from mentor_rewards.wire import MEGA, Limits, is_loopback
+
+if TYPE_CHECKING:
+    import uvicorn
+
+LOOPBACK = "127.0.0.1"
+CONNECTIONS = 256  # more than these at a time are answered 503, which a trainer tries again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how to serve.
+
+    Attributes:
+        host: address to listen on; any but a loopback address needs ``token_env``.
+        port: 0 takes a free one.
+        token_env: name of the environment variable that holds the token.
+    """
+
+    host: str = LOOPBACK
+    port: int = 8765
+    token_env: str | None = None
+    batching: Batching = field(default_factory=Batching)
+    limits: Limits = field(default_factory=Limits)
+
+    def token(self) -> str | None:
+        """The token to demand, None for none. Raises RewardError where one is needed and none is set."""
+        if self.token_env is None:
+            if not is_loopback(self.host):
+                raise RewardError(
+                    f"serve: host {self.host} can be reached from other machines: expected --token-env NAME, the "
+                    "environment variable that holds the token, found none"
+                )
+            return None
+        token = os.environ.get(self.token_env, "").strip()
+        if not token:
+            raise RewardError(f"serve: expected a token in the environment variable {self.token_env}, found none")
+        return token
+
+
+def settings_of(
+    host: str, port: int, token_env: str | None, max_wait_ms: float, max_pictures: int, max_body_mb: int
+) -> Settings:
+    """Settings in the units of the command lines."""
+    batching = Batching(max_wait=max_wait_ms / 1000, max_pictures=max_pictures)
+    return Settings(host, port, token_env, batching, Limits(body=max_body_mb * MEGA))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``python -m mentor_rewards serve``."""
+    parser.add_argument("recipe", type=Path, help="any YAML file with a section 'rewards'")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="serve only this entry; repeatable")
+    parser.add_argument("--host", default=LOOPBACK, help="any but a loopback address needs --token-env")
+    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one")
+    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token")
+    parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long a request waits for others")
+    parser.add_argument("--max-pictures", type=int, default=64, help="pictures that are scored together")
+    parser.add_argument("--max-body-mb", type=int, default=256, help="largest request, in MiB")
+    parser.set_defaults(command=_serve_parsed)
+
+
+def _serve_parsed(parsed: argparse.Namespace) -> int:
+    settings = settings_of(
+        parsed.host, parsed.port, parsed.token_env, parsed.max_wait_ms, parsed.max_pictures, parsed.max_body_mb
+    )
+    serve_recipe(parsed.recipe, settings, parsed.only)
+    return 0
+
+
+def serve_recipe(recipe: Path, settings: Settings, only: Sequence[str] = ()) -> None:
+    """Serve the ``rewards:`` section of a YAML file until Ctrl-C or SIGTERM; what both command lines call.
+
+    Raises:
+        RewardError: a file, entry, address or token that cannot be used as given.
+    """
+    try:
+        document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RewardError(f"{recipe}: cannot read this recipe: {error}") from error
+    except yaml.YAMLError as error:
+        raise RewardError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
+    serve(read_entries(document, str(recipe), only), settings, recipe.parent)
+
+
+def read_entries(document: Any, where: str, only: Sequence[str] = ()) -> dict[str, RewardEntry]:
+    """The entries of the ``rewards:`` section of a recipe, of any kind or a bare one; ``only`` picks some by name."""
+    section = document.get("rewards") if isinstance(document, Mapping) else None
+    if not isinstance(section, Mapping) or not section:
+        raise RewardError(f"{where}: expected a section 'rewards' with at least one entry, found none")
+    for name in only:
+        if name not in section:
+            raise RewardError(f"{where}: rewards: no entry '{name}'; {nearest(name, map(str, section))}")
+    wanted = only or list(section)
+    return {str(name): _entry(section[name], f"{where}: rewards.{name}") for name in wanted}
+
+
+def _entry(value: Any, where: str) -> RewardEntry:
+    try:
+        return RewardEntry.model_validate(value or {})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            raise RewardError(f"{where}: unknown key '{key}'; {nearest(key, RewardEntry.model_fields)}") from None
+        raise RewardError(f"{where}: {key}: {problem['msg']}, found {problem['input']!r}") from None
+
+
+def serve(entries: Mapping[str, RewardEntry], settings: Settings, base: Path | None = None) -> None:
+    """Load the rewards, then serve them until Ctrl-C or SIGTERM."""
+    with _prepared(entries, settings, base) as (server, listener):
+        print(f"serving {', '.join(entries)} on {_url(listener)}", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def serving(
+    entries: Mapping[str, RewardEntry], settings: Settings | None = None, base: Path | None = None
+) -> Iterator[str]:
+    """A server in a thread of this process, on a free port unless told otherwise; gives its URL."""
+    with _prepared(entries, settings or Settings(port=0), base) as (server, listener):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="reward server", daemon=True)
+        thread.start()
+        try:
+            while thread.is_alive() and not server.started:
+                time.sleep(0.002)
+            yield _url(listener)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def _prepared(
+    entries: Mapping[str, RewardEntry], settings: Settings, base: Path | None
+) -> Iterator[tuple[uvicorn.Server, socket.socket]]:
+    """Address taken, rewards loaded, application built."""
+    try:
+        import uvicorn
+
+        from mentor_rewards.server_app import build_app
+    except ModuleNotFoundError as error:
+        raise RewardError(f"serve: needs {error.name}; install the extra 'server': mentor-rl[server]") from error
+    token = settings.token()
+    if not entries:
+        raise RewardError("serve: expected at least one reward, found none")
+    with _bound(settings.host, settings.port) as listener, _loaded(entries, base) as composites:
+        app = build_app(composites, token, settings.batching, settings.limits)
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=10,
+        )
+        yield uvicorn.Server(config), listener
+
+
+@contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket with this address. It does not listen yet: clients are refused, and try again, while weights load."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise RewardError(f"serve: no such host {host}: {error.strerror}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise RewardError(f"serve: cannot listen on {host}:{port}: {error.strerror}") from error
+        yield listener
+
+
+@contextmanager
+def _loaded(entries: Mapping[str, RewardEntry], base: Path | None) -> Iterator[dict[str, Composite]]:
+    """A composite for each entry. As monitors: in which direction a score is good is the trainer's business."""
+    with ExitStack() as stack:
+        composites = {
+            name: Composite({name: entry.model_copy(update={"role": "monitor"})}, base=base)
+            for name, entry in entries.items()
+        }
+        for composite in composites.values():
+            stack.enter_context(composite)
+        yield composites
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
