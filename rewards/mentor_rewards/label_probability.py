@@ -29,11 +29,11 @@ class LabelProbability(Reward):
     def load(self, device: str, dtype: str) -> None:
         """Read the classifier."""
         from mentor_rewards.classifier import ConvClassifier
-        from mentor_rewards.clip_towers import sha256
+        from mentor_rewards.weights import checksum
 
         self._model = ConvClassifier.load(self.checkpoint, device, dtype)
         weights = self.checkpoint / "model.safetensors"
-        self.spec = replace(self.spec, weights={weights.name: sha256(weights)})
+        self.spec = replace(self.spec, weights={weights.name: checksum(weights)})
 
     def unload(self) -> None:
         """Drop the classifier."""

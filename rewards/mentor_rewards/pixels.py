@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -33,14 +34,22 @@ def squares(
     return arrays / np.float32(255)
 
 
-def short_side_crop(image: Image.Image, short: int, crop: int, resample: Image.Resampling) -> Image.Image:
-    """CLIP's geometry: the short side to ``short`` pixels, then the central square of side ``crop``."""
+def short_side_crop(
+    image: Image.Image,
+    short: int,
+    crop: int,
+    resample: Image.Resampling,
+    odd_margin: Literal["floor", "round"] = "floor",
+) -> Image.Image:
+    """CLIP's geometry: the short side to ``short`` pixels, then the central square of side ``crop``.
+
+    ``odd_margin``: half of an odd margin is floored as in transformers, or rounded to even as in torchvision.
+    """
     picture = rgb(image)
-    width, height = picture.size
-    if min(width, height) != short:
-        ratio = short / min(width, height)
+    shorter = min(picture.size)
+    if shorter != short:
         # The long side is floored, as in CLIP and in transformers.
-        width, height = max(short, int(width * ratio)), max(short, int(height * ratio))
-        picture = picture.resize((width, height), resample)
-    left, top = (width - crop) // 2, (height - crop) // 2
+        picture = picture.resize((picture.width * short // shorter, picture.height * short // shorter), resample)
+    half = (lambda margin: margin // 2) if odd_margin == "floor" else (lambda margin: round(margin / 2))
+    left, top = half(picture.width - crop), half(picture.height - crop)
     return picture.crop((left, top, left + crop, top + crop))

@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLIPModel of two layers with a word tokenizer, as a scorer recipe writes it."""
-    from mentor_rewards.clip_towers import Preprocessing
+    from mentor_rewards.clip_preprocessing import Preprocessing
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 

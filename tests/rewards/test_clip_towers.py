@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mentor_rewards.clip_towers import MEAN, STD, ClipTower, Preprocessing
+from mentor_rewards.clip_preprocessing import MEAN, STD, Preprocessing
+from mentor_rewards.clip_towers import ClipTower
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardEntry, RewardError
 from mentor_rewards.testing import sample_batch
