@@ -262,6 +262,13 @@ def listed(spec: RewardSpec) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
+def picture_digest(image: Image.Image) -> bytes:
+    """SHA-256 of what is seen: pixels, mode, size and transparent colour."""
+    digest = hashlib.sha256(repr((image.mode, image.size, image.info.get("transparency"))).encode())
+    digest.update(image.tobytes())
+    return digest.digest()
+
+
 class _PictureTable:
     """Pictures of one request, each content once."""
 
@@ -273,12 +280,11 @@ class _PictureTable:
     def place(self, image: Image.Image, where: str) -> int:
         if id(image) not in self._by_object:
             sendable = _sendable(image, where)
-            content = hashlib.sha256(sendable.tobytes())
-            content.update(repr((sendable.mode, sendable.size, sendable.info.get("transparency"))).encode())
-            if content.digest() not in self._by_content:
-                self._by_content[content.digest()] = len(self.encoded)
+            content = picture_digest(sendable)
+            if content not in self._by_content:
+                self._by_content[content] = len(self.encoded)
                 self.encoded.append(_png(sendable))
-            self._by_object[id(image)] = self._by_content[content.digest()]
+            self._by_object[id(image)] = self._by_content[content]
         return self._by_object[id(image)]
 
 
