@@ -221,12 +221,18 @@ class RewardEntry(BaseModel):
     weight: float = 1.0
     scale: float = 1.0
     clip: tuple[float, float] | None = None
+    spread_floor: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="normalize_then_sum divides by no less than this spread within a group, in scaled units"
+    )
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)] | None = Field(
+        None, description="tasks whose samples it scores (metadata['task']); default: all"
+    )
     on_missing: Literal["mask", "stop"] = "mask"
     role: Literal["train", "monitor"] = "train"
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch: Annotated[int, Field(gt=0, description="pictures per call of the reward")] = 64
-    timeout: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds per call, async rewards only")
+    timeout: Annotated[float, Field(gt=0)] | None = Field(None, description="seconds per call; see reward_schedule.py")
     options: dict[str, Any] = {}
 
     @model_validator(mode="before")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mentor_rewards.aggregate import EPS, advantages, fill_missing, normalize_then_sum, sum_then_normalize
+from mentor_rewards.aggregate import EPS, advantages, for_trl, normalize_then_sum, sum_then_normalize
 
 NAN = float("nan")
 G = 4
@@ -60,11 +60,39 @@ def test_normalize_then_sum_is_trls(values: np.ndarray, missing: list[tuple[int,
     assert normalize_then_sum(values, [1.0, 0.5], IDS) == pytest.approx(trl_normalize_then_sum(values, [1.0, 0.5]))
 
 
+def test_a_saturated_reward_counts_less_under_a_spread_floor() -> None:
+    """Two rewards that pull apart, the second in its last thousandths: they cancel, until the second has a floor."""
+    values = np.array([[0.0, 0.998], [1.0, 0.996], [2.0, 0.994]])
+    spread = 0.002
+    without = normalize_then_sum(values, [1.0, 1.0], [0] * 3)
+    assert np.abs(normalize_then_sum(values, [1.0, 1.0], [0] * 3, [0.0, 0.0]) - without).max() == 0
+    z_first, z_second = 1 / (1 + EPS), spread / (spread + EPS)
+    assert without[2] == pytest.approx((z_first - z_second) / (z_first - z_second + EPS))
+    floored = z_first - spread / (0.1 + EPS)
+    found = normalize_then_sum(np.vstack([values, [[9.0, NAN]]]), [1.0, 1.0], [0, 0, 0, 1], [0.0, 0.1])
+    sums = np.array([-floored, 0, floored, 0])
+    assert found == pytest.approx(sums / (sums.std(ddof=1) + EPS))
+
+
+@pytest.mark.parametrize("missing", [[], [(1, 0), (5, 1)], [(0, 0), (1, 0), (2, 0), (3, 0)]])
+def test_trls_formula_gives_floored_advantages_from_the_values_made_for_it(
+    values: np.ndarray, missing: list[tuple[int, int]]
+) -> None:
+    for place in missing:
+        values[place] = NAN
+    floors = [0.02, 4.0]  # above some groups' spreads, below others'
+    handed = for_trl(values, IDS, floors_R=floors).astype(np.float32).astype(np.float64)
+    expected = normalize_then_sum(values, [1.0, 0.5], IDS, floors)
+    assert trl_normalize_then_sum(handed, [1.0, 0.5]) == pytest.approx(expected, abs=1e-4)
+    assert np.abs(expected - normalize_then_sum(values, [1.0, 0.5], IDS)).max() > 0.01
+    assert np.array_equal(for_trl(values, IDS), values, equal_nan=True)
+
+
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_sum_then_normalize_is_trls_on_filled_values(values: np.ndarray, scale: str) -> None:
     values[1, 0] = values[5, 1] = NAN
     values[9] = NAN
-    expected = trl_sum_then_normalize(fill_missing(values, IDS), [1.0, 0.5], scale)
+    expected = trl_sum_then_normalize(for_trl(values, IDS, "sum_then_normalize"), [1.0, 0.5], scale)
     assert advantages(values, [1.0, 0.5], IDS, "sum_then_normalize", scale) == pytest.approx(expected)
 
 

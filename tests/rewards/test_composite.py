@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import threading
 import time
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from mentor_rewards.aggregate import advantages
 from mentor_rewards.composite import Composite, columns_of, summary
 from mentor_rewards.contract import (
     AsyncReward,
@@ -21,6 +23,7 @@ from mentor_rewards.contract import (
     RewardOutput,
     RewardSpec,
 )
+from mentor_rewards.embedding import cosine_to_references
 from mentor_rewards.testing import sample_batch
 from PIL import Image
 
@@ -77,6 +80,35 @@ class Slow(AsyncReward):
         if self.fails:
             raise ConnectionError("server gone")
         return RewardOutput([1.0] * len(batch))
+
+
+class Meeting(Scripted):
+    """Scores as soon as all others of its kind are scoring too."""
+
+    place: ClassVar[threading.Barrier]
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        Meeting.place.wait()
+        return super().score(batch)
+
+
+class RemoteMeeting(AsyncReward):
+    spec = RewardSpec(name="remote_meeting", version="1")
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        await asyncio.to_thread(Meeting.place.wait)
+        return RewardOutput([facts["value"] for facts in batch.metadata])
+
+
+class Stuck(Scripted):
+    """Does not come back from its second picture until it is set free."""
+
+    free: ClassVar[threading.Event]
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        if batch.metadata[0]["value"] == 2.0:
+            Stuck.free.wait(10.0)
+        return super().score(batch)
 
 
 def entry(cls: type, **settings: Any) -> RewardEntry:
@@ -180,12 +212,12 @@ def test_entries_that_make_no_sense() -> None:
         Composite({"d": entry(Distance)})
     Composite({"d": entry(Distance, scale=-1.0)})
     Composite({"d": entry(Distance, role="monitor")})
-    with pytest.raises(RewardError, match="timeout is for rewards with 'ascore'"):
-        Composite({"s": entry(Scripted, timeout=1.0)})
     with pytest.raises(RewardError, match="at least one entry"):
         Composite({})
     with pytest.raises(ValueError, match="low < high"):
         RewardEntry(clip=(1.0, 0.0))
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        RewardEntry(spread_floor=-0.1)
 
 
 def test_statistics_by_hand() -> None:
@@ -210,6 +242,42 @@ def test_trained_rewards_make_the_matrix() -> None:
         assert (composite.trained, composite.monitors) == (("a", "b"), ("watched",))
         assert composite.weights.tolist() == [2.0, 0.5]
     assert found.matrix().tolist() == [[1, 10], [2, 20]]
+
+
+def two_tasks() -> RewardBatch:
+    """A group of text-to-image samples, a group of subject-driven ones, and one that says nothing of its task."""
+    tasks = ["t2i", "t2i", "subject", "subject", None]
+    facts = [{"value": float(row), **({"task": task} if task else {})} for row, task in enumerate(tasks)]
+    return batch_of(list(range(5)), metadata=facts)
+
+
+def test_a_reward_scores_the_tasks_that_its_entry_names() -> None:
+    """The others are masked and no failures, and their groups are aggregated as if the reward were not there."""
+    batch = two_tasks()
+    entries = {"all": entry(Scripted), "clip": entry(Scripted, tasks=["subject"], on_missing="stop", scale=-1.0)}
+    with Composite(entries, failure_rate=0.0) as composite:
+        found = composite.score(batch)
+    assert Scripted.calls == [5, 2]
+    assert found.raw["clip"] == [None, None, 2, 3, None]
+    assert found.reasons["clip"][0] == "does not apply: task 't2i' is not in tasks: [subject]"
+    stats = summary(found, batch.group_ids)["clip"]
+    assert (stats.failed, stats.missing) == (0, pytest.approx(3 / 5))
+    for aggregation in ("normalize_then_sum", "sum_then_normalize"):
+        both = advantages(found.matrix(), composite.weights, batch.group_ids, aggregation)
+        alone = advantages(found.matrix()[:2, :1], composite.weights[:1], batch.group_ids[:2], aggregation)
+        assert np.sign(both[:2]).tolist() == np.sign(alone).tolist() == [-1, 1]
+        assert both[2:4] == pytest.approx(0)  # the two rewards cancel
+
+
+def test_a_task_that_no_trained_reward_applies_to_is_refused() -> None:
+    watched = {"sees_all": entry(Scripted, role="monitor"), "clip": entry(Styled, tasks=["subject", "t2i"])}
+    styled = [{**facts, "style": "noto"} for facts in two_tasks().metadata[:4]]
+    picture = Image.new("RGB", (8, 8))
+    with pytest.raises(RewardError, match=r"task 't2i': .* found none: 'clip' does not apply: no reference$"):
+        Composite(watched).check_tasks(batch_of([0] * 4, metadata=styled, references=[(), (), (), (picture,)]))
+    Composite(watched).check_tasks(batch_of([0] * 4, metadata=styled, references=[(), (picture,), (), (picture,)]))
+    with pytest.raises(RewardError, match=r"task 't2i': .* task 't2i' is not in tasks: \[subject\]"):
+        Composite({"clip": entry(Scripted, tasks=["subject"])}).check_tasks(two_tasks())
 
 
 def test_async_rewards_wait_together_on_one_loop() -> None:
@@ -237,10 +305,58 @@ def test_async_timeout_is_missing_and_errors_name_the_reward() -> None:
         composite.score(batch_of([1.0]))
 
 
-def test_devices_score_beside_each_other() -> None:
-    entries = {name: entry(Scripted, device=device) for name, device in (("a", "cpu"), ("b", "meta"), ("c", "cpu"))}
+def test_devices_and_remote_rewards_score_beside_each_other() -> None:
+    """Three that wait for each other, on two devices and a server: one after the other they would never end."""
+    Meeting.place = threading.Barrier(3, timeout=5.0)
+    entries = {
+        "here": entry(Meeting, device="cpu"),
+        "there": entry(Meeting, device="meta"),
+        "remote": entry(RemoteMeeting),
+        "after": entry(Scripted, device="cpu"),
+    }
     with Composite(entries) as composite:
-        assert composite.score(batch_of([1.0, 2.0])).raw == {name: [1.0, 2.0] for name in "abc"}
+        assert composite.score(batch_of([1.0, 2.0])).raw == {name: [1.0, 2.0] for name in entries}
+
+
+def test_a_synchronous_call_is_not_waited_for_past_its_timeout() -> None:
+    """Its micro-batch is missing, so are those until the call has ended; then the reward is called again."""
+    Stuck.free = threading.Event()
+    with Composite({"stuck": entry(Stuck, timeout=0.1, batch=1)}, failure_rate=1.0) as composite:
+        found = composite.score(batch_of([1.0, 2.0, 3.0]))
+        assert found.raw["stuck"] == [1.0, None, None]
+        assert found.reasons["stuck"] == [None, "no answer within 0.1 s", "still busy with a call that ran past 0.1 s"]
+        assert found.failures("stuck") == 2
+        Stuck.free.set()
+        deadline = time.perf_counter() + 5
+        while composite.score(batch_of([1.0])).raw["stuck"] == [None]:
+            assert time.perf_counter() < deadline
+
+
+class Counting(Reward):
+    """Cosine to the reference by an encoder that counts what it embeds."""
+
+    spec = RewardSpec(name="counting", version="1", needs=frozenset({"reference"}))
+    embedded: ClassVar[list[tuple[int, int]]] = []
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        return cosine_to_references(batch, "counting encoder", self.embed)
+
+    def embed(self, images: Any) -> np.ndarray:
+        Counting.embedded += [image.size for image in images]
+        return np.ones((len(images), 1))
+
+
+def test_references_are_embedded_once_per_group_and_encoder() -> None:
+    """Two groups of four, two rewards, micro-batches of three: eight pictures and two references, once each."""
+    Counting.embedded.clear()
+    drawn = [Image.new("RGB", (8, 8), (row, 0, 0)) for row in range(8)]
+    references = [(Image.new("RGB", (9, 9), "red"),), (Image.new("RGB", (9, 9), "blue"),)]
+    batch = batch_of(
+        [0] * 8, images=drawn, references=[references[row // 4] for row in range(8)], group_ids=[0] * 4 + [1] * 4
+    )
+    with Composite({"one": entry(Counting, batch=3), "two": entry(Counting)}) as composite:
+        assert composite.score(batch).raw == {"one": [1.0] * 8, "two": [1.0] * 8}
+    assert sorted(Counting.embedded) == [(8, 8)] * 8 + [(9, 9)] * 2
 
 
 def test_failed_load_unloads_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
