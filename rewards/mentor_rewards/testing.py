@@ -1,31 +1,40 @@
-"""Contract checks for reward authors: run them on your own class, in pytest or with ``mentor rewards check``.
+"""Contract checks for reward authors: on the command line (``mentor rewards check NAME``), from Python, or in pytest.
 
     from mentor_rewards.testing import check_reward, sample_batch
 
     def test_contract():
-        check_reward(lambda: Sharpness(radius=2.0), sample_batch())
+        check_reward(lambda: Sharpness(step=2), sample_batch())
 
-Every check builds its own reward from the factory and works on its own copy of the batch.
+``testing_plugin`` makes one pytest test of every rule. The rules are in ``testing_rules``; sockets are blocked while
+they are tried, unless the spec declares ``network``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import inspect
-import math
-import pickle
 import random
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from PIL import Image, ImageDraw
 
-from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardBatch, RewardOutput, RewardSpec
+from mentor_rewards.contract import RewardBatch
+from mentor_rewards.testing_guards import blocked_network, is_blocked
+from mentor_rewards.testing_rules import RULES, Blocked, Case, Factory, NotApplicable, Rule, raised
 
-Factory = Callable[[], AnyReward]
+__all__ = [
+    "RULES",
+    "Case",
+    "CheckResult",
+    "ContractViolation",
+    "Factory",
+    "Rule",
+    "check_reward",
+    "run_checks",
+    "sample_batch",
+    "try_rule",
+]
 
 
 class ContractViolation(AssertionError):
@@ -34,54 +43,88 @@ class ContractViolation(AssertionError):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One rule: None as problem when it holds."""
+    """What came of one rule.
 
-    rule: str
-    problem: str | None
+    Attributes:
+        outcome: "blocked": it could not be tried before another rule holds; "exempt": the spec declares an exception,
+            or nothing to try.
+        note: what was found, or why it was not tried; empty when the rule holds.
+    """
 
+    rule: Rule
+    outcome: Literal["holds", "broken", "blocked", "exempt"]
+    note: str = ""
 
-@dataclass(frozen=True)
-class _Case:
-    """What a check works on."""
+    @property
+    def problem(self) -> str | None:
+        """What was found, when the rule is broken."""
+        return self.note if self.outcome == "broken" else None
 
-    factory: Factory
-    batch: RewardBatch
-    tolerance: float
-
-    def score(self, batch: RewardBatch) -> list[float | None]:
-        """Scores of a freshly loaded reward."""
-        reward = self.loaded()
-        try:
-            return _scores(reward, batch)
-        finally:
-            reward.unload()
-
-    def loaded(self) -> AnyReward:
-        reward = self.factory()
-        reward.load("cpu", "float32")
-        return reward
+    def explanation(self) -> str:
+        """The rule, what was found, and why it matters; one line each."""
+        return f"{self.rule.name}: {self.rule.states}\n  found: {self.note}\n  why:   {self.rule.why}"
 
 
-def check_reward(factory: Factory, batch: RewardBatch, tolerance: float = 1e-4) -> None:
+def check_reward(factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4) -> None:
     """Raise ContractViolation unless every rule holds; see run_checks."""
-    broken = [f"{result.rule}: {result.problem}" for result in run_checks(factory, batch, tolerance) if result.problem]
+    results = run_checks(factory, batch, tolerance)
+    broken = [f"{result.rule.name}: {result.note}" for result in results if result.outcome in ("broken", "blocked")]
     if broken:
         raise ContractViolation("\n".join(broken))
 
 
-def run_checks(factory: Factory, batch: RewardBatch, tolerance: float = 1e-4) -> list[CheckResult]:
+def run_checks(
+    factory: Factory,
+    batch: RewardBatch | None = None,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> list[CheckResult]:
     """All rules on one reward.
 
     Args:
         factory: builds the reward, unloaded, e.g. ``lambda: MyReward(option=1)``.
-        batch: at least 3 pictures that the reward can score; see sample_batch.
+        batch: at least 3 pictures that the reward can score; default: sample_batch().
         tolerance: largest difference between scores that should be equal, relative to the larger of 1 and the score.
     """
+    return list(iterate_checks(factory, batch, tolerance, device, dtype))
+
+
+def iterate_checks(
+    factory: Factory,
+    batch: RewardBatch | None = None,
+    tolerance: float = 1e-4,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Iterator[CheckResult]:
+    """As run_checks, one result after the other: large weights take their time."""
+    batch = sample_batch() if batch is None else batch
     if len(batch) < 3:
         raise ValueError(f"check_reward: expected a batch of at least 3 pictures, found {len(batch)}")
-    return [
-        CheckResult(rule, _outcome(check, _Case(factory, _copied(batch), tolerance))) for rule, check in RULES.items()
-    ]
+    case = Case(factory, batch, tolerance, device, dtype)
+    try:
+        for rule in RULES:
+            yield try_rule(rule, case)
+    finally:
+        case.close()
+
+
+def try_rule(rule: Rule, case: Case) -> CheckResult:
+    """One rule on its own."""
+    try:
+        with nullcontext() if case.declares_network() else blocked_network():
+            if rule.name != "spec":
+                _ = case.spec
+            problem = rule.check(case)
+    except NotApplicable as error:
+        return CheckResult(rule, "exempt", str(error))
+    except Blocked as error:
+        return CheckResult(rule, "blocked", str(error))
+    except Exception as error:  # whatever an author's code raises is a finding
+        if is_blocked(error) and rule.name != "network":
+            return CheckResult(rule, "blocked", "'network' has to hold first")
+        return CheckResult(rule, "broken", raised(error))
+    return CheckResult(rule, "holds") if problem is None else CheckResult(rule, "broken", problem)
 
 
 def sample_batch(
@@ -117,166 +160,3 @@ def _drawing(rng: random.Random, size: int, ground: str, ink: str) -> Image.Imag
     left, top = rng.randint(0, size - side), rng.randint(0, size - side)
     ImageDraw.Draw(image).ellipse((left, top, left + side, top + side), fill=ink)
     return image
-
-
-def _copied(batch: RewardBatch) -> RewardBatch:
-    """A batch that a careless reward can change without spoiling the next check."""
-    return replace(
-        batch,
-        images=[image.copy() for image in batch.images],
-        references=[tuple(picture.copy() for picture in pictures) for pictures in batch.references],
-        metadata=copy.deepcopy(list(batch.metadata)),
-        shared={},
-    )
-
-
-def _outcome(check: Callable[[_Case], str | None], case: _Case) -> str | None:
-    try:
-        return check(case)
-    except Exception as error:  # whatever an author's code raises is a finding, with the line that raised it
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-
-
-def _scores(reward: AnyReward, batch: RewardBatch) -> list[float | None]:
-    """Scores of one call that shares no work with others; raises AssertionError for a malformed answer."""
-    fresh = replace(batch, shared={})
-    if inspect.iscoroutinefunction(getattr(reward, "ascore", None)):
-        output = asyncio.run(cast(AsyncReward, reward).ascore(fresh))
-    else:
-        output = cast(Reward, reward).score(fresh)
-    assert isinstance(output, RewardOutput), f"expected a RewardOutput, found {type(output).__name__}"
-    lists: dict[str, list[Any]] = {"scores": output.scores, **({"reasons": output.reasons} if output.reasons else {})}
-    for name, values in {**lists, **output.details}.items():
-        assert len(values) == len(batch), f"expected {len(batch)} {name}, found {len(values)}"
-    for row, value in enumerate(output.scores):
-        reason = output.reasons[row] if output.reasons else None
-        assert value is not None or reason, f"score {row} is None without a reason"
-    return output.scores
-
-
-def _check_spec(case: _Case) -> str | None:
-    spec = getattr(case.factory(), "spec", None)
-    if not isinstance(spec, RewardSpec):
-        return f"expected a RewardSpec, found {type(spec).__name__}"
-    if not spec.name.isidentifier() or spec.name != spec.name.lower():
-        return f"expected a snake_case name, found {spec.name!r}"
-    return None if pickle.loads(pickle.dumps(spec)) == spec else "changes when pickled"
-
-
-def _check_numbers(case: _Case) -> str | None:
-    scores = case.score(case.batch)
-    if all(score is None for score in scores):
-        return "none of the pictures could be scored; hand over a batch that has what the reward needs"
-    for row, score in enumerate(scores):
-        if score is None:
-            continue
-        if isinstance(score, bool) or not isinstance(score, float | int):
-            return f"expected float or None, found {type(score).__name__} at {row}"
-        if not math.isfinite(score):
-            return f"found {score} at {row}; None with a reason is the way to say 'cannot score'"
-    return None
-
-
-def _check_range(case: _Case) -> str | None:
-    low, high = case.factory().spec.range
-    for score in case.score(case.batch):
-        if score is not None and (
-            (low is not None and score < low - case.tolerance) or (high is not None and score > high + case.tolerance)
-        ):
-            return f"{score} lies outside of the declared range [{low}, {high}]"
-    return None
-
-
-def _check_permutation(case: _Case) -> str | None:
-    order = list(range(len(case.batch)))
-    random.Random(1).shuffle(order)
-    plain, shuffled = case.score(case.batch), case.score(case.batch.select(order))
-    return _difference([plain[row] for row in order], shuffled, case.tolerance, "in another order")
-
-
-def _check_batch_of_one(case: _Case) -> str | None:
-    if not case.factory().spec.batch_invariant:
-        return None
-    together = case.score(case.batch)
-    reward = case.loaded()
-    alone = [_scores(reward, case.batch.select([row]))[0] for row in range(len(case.batch))]
-    reward.unload()
-    return _difference(together, alone, case.tolerance, "alone")
-
-
-def _check_deterministic(case: _Case) -> str | None:
-    if not case.factory().spec.deterministic:
-        return None
-    reward = case.loaded()
-    first, second = _scores(reward, case.batch), _scores(reward, case.batch)
-    reward.unload()
-    return _difference(first, second, 0.0, "the second time")
-
-
-def _check_empty(case: _Case) -> str | None:
-    return None if case.score(case.batch.select([])) == [] else "expected no scores for an empty batch"
-
-
-def _check_sizes_and_modes(case: _Case) -> str | None:
-    """Any size and mode has to be scored or declined, and must not change the others' scores."""
-    images = list(case.batch.images)
-    plain = case.score(case.batch)
-    for change in (lambda i: i.resize((37, 53)), lambda i: i.convert("L"), lambda i: i.convert("RGBA"), _one_pixel):
-        scores = case.score(replace(case.batch, images=[change(images[0]), *images[1:]]))
-        if case.factory().spec.batch_invariant:
-            problem = _difference(plain[1:], scores[1:], case.tolerance, "beside a picture of another size or mode")
-            if problem:
-                return problem
-    return None
-
-
-def _one_pixel(image: Image.Image) -> Image.Image:
-    return image.resize((1, 1))
-
-
-def _check_inputs_kept(case: _Case) -> str | None:
-    def state() -> list[Any]:
-        pictures = [*case.batch.images, *(reference for row in case.batch.references for reference in row)]
-        facts = (case.batch.prompts, case.batch.subjects, case.batch.group_ids, [dict(m) for m in case.batch.metadata])
-        return [[picture.tobytes() for picture in pictures], *(repr(fact) for fact in facts)]
-
-    before = state()
-    case.score(case.batch)
-    return None if before == state() else "pictures, prompts or metadata of the batch were changed"
-
-
-def _check_lifecycle(case: _Case) -> str | None:
-    case.factory().unload()  # without load: nothing to do
-    reward = case.loaded()
-    first = _scores(reward, case.batch)
-    reward.unload()
-    reward.unload()
-    reward.load("cpu", "float32")
-    again = _scores(reward, case.batch)
-    reward.unload()
-    return _difference(first, again, case.tolerance, "after unload and load")
-
-
-def _difference(
-    expected: Sequence[float | None], found: Sequence[float | None], tolerance: float, when: str
-) -> str | None:
-    for row, (one, two) in enumerate(zip(expected, found, strict=True)):
-        same = one is two if one is None or two is None else abs(one - two) <= tolerance * max(1.0, abs(one))
-        if not same:
-            return f"picture {row} scores {one}, and {two} {when}"
-    return None
-
-
-RULES: dict[str, Callable[[_Case], str | None]] = {
-    "spec is complete and picklable": _check_spec,
-    "one finite float or None per picture": _check_numbers,
-    "scores stay in the declared range": _check_range,
-    "scores follow the order of the pictures": _check_permutation,
-    "a batch of one equals a batch of many": _check_batch_of_one,
-    "the same batch scores the same": _check_deterministic,
-    "an empty batch is fine": _check_empty,
-    "odd sizes and modes are fine": _check_sizes_and_modes,
-    "inputs are not changed": _check_inputs_kept,
-    "load and unload can be repeated": _check_lifecycle,
-}
