@@ -217,13 +217,11 @@ def as_flow_grpo_reward(composite: Composite) -> FlowGrpoReward:
         only_strict: bool = True,
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         facts = [dict(each or {}) for each in metadata] if metadata is not None else [{} for _ in prompts]
-        references = (
-            [()] * len(prompts) if ref_images is None else [(one,) for one in _as_pil(ref_images, "ref_images")]
-        )
+        references = [None] * len(prompts) if ref_images is None else _as_pil(ref_images, "ref_images")
         batch = _batch(
             images=_as_pil(images, "images"),
             prompts=[_prompt_text(prompt) for prompt in prompts],
-            references=references,
+            references=[_pictures(one, "ref_images") for one in references],
             subjects=[each.get("subject") for each in facts],
             metadata=facts,
         )
@@ -237,12 +235,12 @@ def as_flow_grpo_reward(composite: Composite) -> FlowGrpoReward:
 def _total(composite: Composite, scores: CompositeScores, batch: RewardBatch) -> np.ndarray:
     """Weighted sum [N] with failed scores filled in."""
     applies_NR = np.stack([np.array(scores.applies[name], dtype=bool) for name in composite.trained], axis=1)
-    for row in np.flatnonzero(~applies_NR.any(axis=1)):
+    for row in np.flatnonzero(~applies_NR.any(axis=1)).tolist():
         raise RewardError(f"no trained reward applies to prompt '{batch.prompts[row]}': flow_grpo cannot leave it out")
     total_N = np.zeros(len(batch))
     for name, weight, applies_N in zip(composite.trained, composite.weights, applies_NR.T, strict=True):
         values_N = scores.scaled(name)
-        for row in np.flatnonzero(applies_N & np.isnan(values_N)):
+        for row in np.flatnonzero(applies_N & np.isnan(values_N)).tolist():
             values_N[row] = _stand_in(name, scores.scaled(name), np.array(batch.group_ids), row)
         total_N += weight * np.where(applies_N, values_N, 0.0)
     return total_N
