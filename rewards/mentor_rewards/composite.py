@@ -100,6 +100,7 @@ class Composite:
         try:
             for name, entry in self.entries.items():
                 guarded(name, "load", self.rewards[name].load, entry.device, entry.dtype)
+                _check_direction(name, entry, self.rewards[name].spec)  # a remote reward learns its spec in load
         except BaseException:
             self.unload()
             raise
