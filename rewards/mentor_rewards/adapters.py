@@ -17,7 +17,6 @@ Shapes: N pictures, R trained rewards, H rows, W columns.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from PIL import Image
 from mentor_rewards.composite import Composite, CompositeScores, columns_of
 from mentor_rewards.contract import RewardBatch, RewardError, RewardFailure
 from mentor_rewards.pixels import rgb
+from mentor_rewards.reward_schedule import is_async
 from mentor_rewards.wire import picture_digest
 
 TrlReward = Callable[..., list[float | None]] | Callable[..., Awaitable[list[float | None]]]
@@ -60,16 +60,12 @@ def as_trl_reward_funcs(composite: Composite, picture_column: str = "picture") -
     without any score is logged by trl and gets advantage 0.
     """
     shared = _ScoredOnce(composite, picture_column)
-    return [_trl_reward(shared, name, _is_async(composite, name)) for name in composite.trained]
+    return [_trl_reward(shared, name, is_async(composite.rewards[name])) for name in composite.trained]
 
 
 def reward_weights(composite: Composite) -> list[float]:
     """What GRPOConfig.reward_weights has to be for ``as_trl_reward_funcs(composite)``."""
     return [float(weight) for weight in composite.weights]
-
-
-def _is_async(composite: Composite, name: str) -> bool:
-    return inspect.iscoroutinefunction(getattr(composite.rewards[name], "ascore", None))
 
 
 def _trl_reward(shared: _ScoredOnce, name: str, is_async: bool) -> TrlReward:

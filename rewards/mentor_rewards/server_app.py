@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, nearest
 from mentor_rewards.micro_batching import Batching, Lane
+from mentor_rewards.reward_schedule import is_async
 from mentor_rewards.wire import FORMAT, Limits, WireFault, batch_of, decode_request, encode_answer, listed
 
 CLIENT_GONE = 499  # nobody reads it
@@ -49,8 +49,7 @@ class _Endpoints:
         devices: dict[str, asyncio.Lock] = {}
         for name, composite in composites.items():
             # A reward that waits for someone else has no device to take turns on.
-            waits = inspect.iscoroutinefunction(getattr(composite.rewards[name], "ascore", None))
-            device = f"of {name} alone" if waits else composite.entries[name].device
+            device = f"of {name} alone" if is_async(composite.rewards[name]) else composite.entries[name].device
             self._lanes[name] = Lane(composite, devices.setdefault(device, asyncio.Lock()), batching)
         self._specs = {name: listed(lane.spec) for name, lane in self._lanes.items()}
 

@@ -209,6 +209,13 @@ def test_another_version_after_a_restart_stops_the_run() -> None:
         score(url)
 
 
+def test_the_direction_of_a_served_reward_is_checked_once_it_is_known() -> None:
+    with serving({"size": RewardEntry(use="jpeg_size")}) as url:
+        entry = RewardEntry(use="remote", options={"url": url, "reward": "size"})
+        with pytest.raises(RewardError, match="reward 'far': lower is better, but scale"):
+            Composite({"far": entry}).load()
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

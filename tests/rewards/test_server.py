@@ -20,11 +20,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from mentor_rewards.__main__ import main as rewards_main
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import Reward, RewardBatch, RewardEntry, RewardError, RewardOutput, RewardSpec
 from mentor_rewards.micro_batching import Batching, merge, split
-from mentor_rewards.server import Settings, read_entries, serving
+from mentor_rewards.server import Settings, read_entries, serve_recipe, serving
 from mentor_rewards.testing import sample_batch
 from mentor_rewards.wire import Limits, WireFault, batch_of, decode_answer, decode_request, encode_request
 from PIL import Image
@@ -326,7 +325,7 @@ def test_health_and_listing_say_what_is_served(url: str) -> None:
 # ------------------------------------------------------------------------------------------------------ command line
 
 
-def test_entries_of_any_recipe_are_read(tmp_path: Path, capsys: Any) -> None:
+def test_entries_of_any_recipe_are_read(tmp_path: Path) -> None:
     document = {"kind": "grpo", "rewards": {"jpeg_size": None, "tint": {"use": "colour_match", "weight": 2}}}
     assert set(read_entries(document, "r.yaml")) == {"jpeg_size", "tint"}
     assert set(read_entries(document, "r.yaml", ["tint"])) == {"tint"}
@@ -336,8 +335,10 @@ def test_entries_of_any_recipe_are_read(tmp_path: Path, capsys: Any) -> None:
         read_entries([], "r.yaml")
     recipe = tmp_path / "r.yaml"
     recipe.write_text("rewards: {jpeg_size: {weigth: 2}}")
-    assert rewards_main(["serve", str(recipe)]) == 2
-    assert "rewards.jpeg_size: unknown key 'weigth'; did you mean 'weight'?" in capsys.readouterr().err
+    with pytest.raises(RewardError, match=r"r.yaml: rewards.jpeg_size: unknown key 'weigth'; did you mean 'weight'\?"):
+        serve_recipe(recipe, Settings(port=0))
+    with pytest.raises(RewardError, match=r"none.yaml: cannot read this recipe: No such file"):
+        serve_recipe(tmp_path / "none.yaml", Settings(port=0))
 
 
 def test_a_taken_port_is_said(url: str) -> None:
