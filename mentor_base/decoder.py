@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mentor_base.config import MentorConfig
+from mentor_base.products import Linear, computing_dtype
 from mentor_base.rope import cells, rotate, rotation
 
 HEAD_GAIN = 16.0  # logits move 16 times as far through the codebook part of the head: its vectors have unit length
@@ -88,6 +89,8 @@ class DecoderCache:
         position: image inputs seen so far.
         tables: of the model that made the cache.
         turns: rotation of each image input [L, d/2].
+        place: [1], long, on the device: stands in for ``position`` where a step has to have static shapes
+            (decode_graph.py), and is moved on by the caller; attention then reads ``window`` slots, masked after place.
     """
 
     group_size: int
@@ -96,6 +99,8 @@ class DecoderCache:
     tables: Tables
     turns: torch.Tensor
     position: int = 0
+    place: torch.Tensor | None = None
+    window: int = 0
     prefix: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     own: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
@@ -103,6 +108,29 @@ class DecoderCache:
     def head_weight(self) -> torch.Tensor:
         """weight_VD of the output head."""
         return self.tables.head_VD
+
+    def turn(self) -> torch.Tensor:
+        """Rotation of the coming image input."""
+        return self.turns[self.position] if self.place is None else self.turns.index_select(0, self.place)
+
+    def put(self, block: int, k_KHG1d: torch.Tensor, v_KHG1d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the coming input's keys and values -> all that it may see [K, H, G, J, d]."""
+        kept, new = self.own[block], (k_KHG1d, v_KHG1d)
+        if self.place is None:
+            end = self.position + 1
+            for cache, x in zip(kept, new, strict=True):
+                cache[:, :, :, self.position : end] = x
+            return kept[0][:, :, :, :end], kept[1][:, :, :, :end]
+        for cache, x in zip(kept, new, strict=True):
+            cache.index_copy_(3, self.place, x.to(cache.dtype))
+        return kept[0][:, :, :, : self.window], kept[1][:, :, :, : self.window]
+
+    def own_bias(self) -> torch.Tensor | None:
+        """What to add to scores over ``put``'s keys: nothing, or -inf at those of a window that are yet to come."""
+        if self.place is None:
+            return None
+        slots = torch.arange(self.window, device=self.place.device)
+        return torch.where(slots <= self.place, 0.0, -math.inf)
 
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]  # q, k, v [R, H, d] -> mixed [R, D]
@@ -126,8 +154,8 @@ class CaptionProjection(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, width, bias=False)
-        self.fc2 = nn.Linear(width, width, bias=False)
+        self.fc1 = Linear(inputs, width)
+        self.fc2 = Linear(width, width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(features), approximate="tanh"))
@@ -144,11 +172,11 @@ class Block(GradientCheckpointingLayer):
         width, inner = config.hidden_size, config.intermediate_size
         self.heads, self.dropout = config.num_attention_heads, config.dropout
         self.attention_norm = RMSNorm(width, config.rms_norm_eps)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.ffn_norm = RMSNorm(width, config.rms_norm_eps)
-        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate_up = Linear(width, 2 * inner)
+        self.down = Linear(inner, width)
 
     def forward(self, x_RD: torch.Tensor, turns: torch.Tensor, attend: Attend, kept: Keep | None) -> torch.Tensor:
         """``kept`` (last block only) picks the rows whose output is wanted; ``attend`` gives those alone."""
@@ -206,12 +234,13 @@ class PrefixAttention:
         self.layout, self.cache, self.mask = layout, cache, layout.prefix_mask()
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, last: bool) -> torch.Tensor:
-        q_KHTd, k_KHTd, v_KHTd = (self.layout.prefix_heads(x).contiguous() for x in (q, k, v))
+        dtype = computing_dtype(q)
+        q_KHTd, k_KHTd, v_KHTd = (self.layout.prefix_heads(x).to(dtype).contiguous() for x in (q, k, v))
         prompts, heads, _, width = k_KHTd.shape
         own = (prompts, heads, self.cache.group_size, self.cache.length, width)
         self.cache.prefix.append((k_KHTd, v_KHTd))
-        self.cache.own.append((k.new_empty(own), v.new_empty(own)))
-        return _prefix_attention(q_KHTd, k_KHTd, v_KHTd, self.mask, last)
+        self.cache.own.append((k_KHTd.new_empty(own), v_KHTd.new_empty(own)))
+        return _prefix_attention(q_KHTd, k_KHTd, v_KHTd, self.mask, last).to(q.dtype)
 
 
 class ScoringAttention:
@@ -251,19 +280,21 @@ class StepAttention:
     """One new row per image; keys and values go into the cache, whose blocks are visited in order."""
 
     def __init__(self, cache: DecoderCache) -> None:
-        self.cache, self.block = cache, 0
+        self.cache, self.block, self.own_bias = cache, 0, cache.own_bias()
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, last: bool) -> torch.Tensor:
+        q_KHG1d, k_KHG1d, v_KHG1d = (self._grouped(x) for x in (q, k, v))
         prefix_k, prefix_v = self.cache.prefix[self.block]
-        own_k, own_v = self.cache.own[self.block]
+        own_k, own_v = self.cache.put(self.block, k_KHG1d, v_KHG1d)
         self.block += 1
-        here, shape = self.cache.position, (-1, self.cache.group_size)
-        own_k[:, :, :, here] = k.unflatten(0, shape).transpose(1, 2)
-        own_v[:, :, :, here] = v.unflatten(0, shape).transpose(1, 2)
-        q_KHG1d = q.unflatten(0, shape).transpose(1, 2).unsqueeze(3)
-        seen_k, seen_v = own_k[:, :, :, : here + 1], own_v[:, :, :, : here + 1]
-        mixed = group_attention(q_KHG1d, seen_k, seen_v, prefix_k, prefix_v, self.cache.prefix_bias)
-        return mixed.squeeze(3).transpose(1, 2).flatten(0, 1).flatten(1)
+        mixed = group_attention(
+            q_KHG1d.to(own_k.dtype), own_k, own_v, prefix_k, prefix_v, self.cache.prefix_bias, self.own_bias
+        )
+        return mixed.squeeze(3).transpose(1, 2).flatten(0, 1).flatten(1).to(q.dtype)
+
+    def _grouped(self, rows_RHd: torch.Tensor) -> torch.Tensor:
+        """[R, H, d] as [K, H, G, 1, d]."""
+        return rows_RHd.unflatten(0, (-1, self.cache.group_size)).transpose(1, 2).unsqueeze(3)
 
 
 def _prefix_attention(
@@ -282,16 +313,19 @@ def group_attention(
     prefix_k: torch.Tensor,
     prefix_v: torch.Tensor,
     bias: torch.Tensor,
+    own_bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """New image rows over the group's shared prefix [K, H, T, d] and their own keys and values [K, H, G, J, d].
 
     The queries of a whole group are rows of one product with the prompt's keys: nothing is copied per image. ``bias``
-    [K, 1, 1, T] is 0 at valid prefix slots and -inf at padding; all of J is seen.
+    [K, 1, 1, T] is 0 at valid prefix slots and -inf at padding; all of J is seen, unless ``own_bias`` [J] says not.
     """
     slots = prefix_k.shape[2]
     scaled = q_KHGSd * (q_KHGSd.shape[-1] ** -0.5)
     over_prefix = scaled.flatten(2, 3) @ prefix_k.transpose(-1, -2)  # [K, H, G*S, T]
     over_own = scaled @ own_k.transpose(-1, -2)  # [K, H, G, S, J]
+    if own_bias is not None:
+        over_own = over_own + own_bias
     scores = torch.cat([(over_prefix + bias).unflatten(2, q_KHGSd.shape[2:4]), over_own], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q_KHGSd.dtype)
     from_prefix = weights[..., :slots].flatten(2, 3) @ prefix_v
@@ -314,7 +348,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(codes, width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(width, config.rms_norm_eps)
-        self.head = nn.Linear(width, codes, bias=False)
+        self.head = Linear(width, codes)
         if config.factorised_codebook:
             self.codebook_in = nn.Linear(config.vq_config.codebook_width, width, bias=False)
             self.codebook_out = nn.Linear(width, config.vq_config.codebook_width, bias=False)
@@ -365,11 +399,11 @@ class Decoder(nn.Module):
     def step(self, tokens_N: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
         """The next token of each image -> hidden_ND that predicts the one after it. Moves the cache on."""
         x_ND = F.embedding(tokens_N, cache.tables.embedding_VD)
-        attend = StepAttention(cache)
-        turn = cache.turns[cache.position]
+        attend, turn = StepAttention(cache), cache.turn()
         for block in self.blocks:
             x_ND = block(x_ND, turn, attend, None)
-        cache.position += 1
+        if cache.place is None:
+            cache.position += 1
         return self.norm(x_ND)
 
     def _blocks(self, rows: torch.Tensor, turns: torch.Tensor, attend: Attend, layout: Layout) -> torch.Tensor:

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 
 from mentor_base.data.schema import Example, Prompt
-from mentor_base.decoder import Prefix
+from mentor_base.decoder import DecoderCache, Prefix
 from mentor_base.guidance import policy_logits
 from mentor_base.settings import Sampling
 
 if TYPE_CHECKING:
+    from mentor_base.decode_graph import DecodeEngine
     from mentor_base.model import MentorForConditionalGeneration
     from mentor_base.processor import MentorProcessor
 
@@ -39,6 +40,63 @@ class Drawn(NamedTuple):
     images: list[Image.Image]
 
 
+class Decoding:
+    """A batch of images in the making, one token at a time.
+
+    Attributes:
+        cache: of the decoder.
+        hidden: states that predict the next token, [N, D]; conditional, then unconditional rows when guided.
+        tokens_NL, logp_NL: what was drawn so far.
+        uniforms_NL: decide the draws.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prefix: Prefix,
+        group_size: int,
+        sampling: Sampling,
+        generator: torch.Generator | None = None,
+        uniforms_NL: torch.Tensor | None = None,
+    ) -> None:
+        self.model, self.sampling = model, sampling
+        hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=sampling.guided)
+        self.hidden: torch.Tensor = hidden
+        self.cache: DecoderCache = cache
+        count, device = prefix.mask_KT.shape[0] * group_size, hidden.device
+        self.tokens_NL = torch.empty(count, cache.length, dtype=torch.long, device=device)
+        self.logp_NL = torch.empty(count, cache.length, dtype=torch.float32, device=device)
+        if uniforms_NL is None:
+            shape = (count, cache.length)
+            uniforms_NL = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+        self.uniforms_NL = uniforms_NL
+
+    def choose(self, uniform_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each image and its log-prob, [N, 1] each."""
+        cond, uncond = self.hidden.chunk(2) if self.sampling.guided else (self.hidden, None)
+        logp_NV = policy_logits(cond, uncond, self.cache.head_weight, self.sampling).log_softmax(-1)
+        tokens_N1 = draw_tokens(logp_NV.exp(), uniform_N1)
+        return tokens_N1, logp_NV.gather(1, tokens_N1)
+
+    def draw(self, place: int) -> torch.Tensor:
+        """Draw token ``place`` of each image -> [N, 1]."""
+        tokens_N1, logp_N1 = self.choose(self.uniforms_NL[:, place, None])
+        self.tokens_NL[:, place], self.logp_NL[:, place] = tokens_N1[:, 0], logp_N1[:, 0]
+        return tokens_N1
+
+    def feed(self, tokens_N1: torch.Tensor) -> torch.Tensor:
+        """Read the tokens just drawn -> the next ``hidden``."""
+        fed = tokens_N1[:, 0].repeat(2) if self.sampling.guided else tokens_N1[:, 0]
+        hidden: torch.Tensor = self.model(mode="step", tokens=fed, cache=self.cache)
+        return hidden
+
+    def run(self) -> None:
+        """Draw all tokens."""
+        for place in range(self.cache.length - 1):
+            self.hidden = self.feed(self.draw(place))
+        self.draw(self.cache.length - 1)
+
+
 @torch.no_grad()
 def generate(
     model: Any,
@@ -47,29 +105,19 @@ def generate(
     sampling: Sampling,
     generator: torch.Generator | None = None,
     uniforms_NL: torch.Tensor | None = None,
+    engine: DecodeEngine | None = None,
 ) -> Generation:
     """Draw G images for each prompt of ``prefix``.
 
     ``model`` may be wrapped (DDP, FSDP, accelerate): it is only called. The draws are decided by ``generator``, which
     lives on the model's device, or by ``uniforms_NL`` in [0, 1), which a caller makes who wants them to depend on the
-    prompt and not on the batch.
+    prompt and not on the batch. An ``engine`` runs the same steps compiled or as CUDA graphs; see decode_graph.py.
     """
-    hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=sampling.guided)
-    count, length = prefix.mask_KT.shape[0] * group_size, cache.length
-    tokens_NL = torch.empty(count, length, dtype=torch.long, device=hidden.device)
-    logp_NL = torch.empty(count, length, dtype=torch.float32, device=hidden.device)
-    if uniforms_NL is None:
-        uniforms_NL = torch.rand(count, length, dtype=torch.float64, device=hidden.device, generator=generator)
-    for place in range(length):
-        cond, uncond = hidden.chunk(2) if sampling.guided else (hidden, None)
-        logp_NV = policy_logits(cond, uncond, cache.head_weight, sampling).log_softmax(-1)
-        tokens_N1 = draw_tokens(logp_NV.exp(), uniforms_NL[:, place, None])
-        tokens_NL[:, place] = tokens_N1[:, 0]
-        logp_NL[:, place] = logp_NV.gather(1, tokens_N1)[:, 0]
-        if place + 1 < length:
-            fed = tokens_N1[:, 0].repeat(2) if sampling.guided else tokens_N1[:, 0]
-            hidden = model(mode="step", tokens=fed, cache=cache)
-    return Generation(tokens_NL, logp_NL)
+    if engine is not None:
+        return engine.run(Decoding(model, engine.padded(prefix), group_size, sampling, generator, uniforms_NL))
+    decoding = Decoding(model, prefix, group_size, sampling, generator, uniforms_NL)
+    decoding.run()
+    return Generation(decoding.tokens_NL, decoding.logp_NL)
 
 
 def draw_tokens(probabilities_NV: torch.Tensor, uniform_N1: torch.Tensor) -> torch.Tensor:

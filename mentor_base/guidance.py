@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from mentor_base.products import linear
 from mentor_base.settings import Sampling
 
 CHUNK_ROWS = 4096
@@ -37,7 +38,7 @@ def policy_logits(
         ValueError: guidance without the unconditional half.
     """
     mixed = _mixed(hidden_cond, hidden_uncond, sampling)
-    logits = F.linear(mixed.to(head_weight_VD.dtype), head_weight_VD).float()
+    logits = linear(mixed.to(head_weight_VD.dtype), head_weight_VD).float()
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
     return _filtered(logits, sampling) if sampling.filtered else logits
