@@ -11,9 +11,12 @@ from mentor_rewards.embedding import cosine_to_references
 
 
 class ClipImage(ClipReward):
-    """Cosine of picture and reference under a CLIP model, mean over the references; in [-1, 1]."""
+    """Cosine of picture and reference under a CLIP model, mean over the references; in [-1, 1].
 
-    spec = RewardSpec(name="clip_image", version="1", needs=frozenset({"reference"}), range=(-1.0, 1.0))
+    About 0.5 to 0.95 with OpenAI's ViT-B/32.
+    """
+
+    spec = RewardSpec(name="clip_image", version="1", needs=frozenset({"reference"}), range=(-1.0, 1.0), licence="MIT")
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """One cosine per picture; None without a reference."""

@@ -6,10 +6,10 @@ Shapes: M pictures, H rows, W columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _FILE = "preprocessor_config.json"
 
-PixelsOf = Callable[[Sequence[Image.Image]], torch.Tensor]
+
+class PixelsOf(Protocol):
+    """A preprocessing: hashable, equal when it makes the same pixels."""
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of what comes out."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Float32 pixels_M3HW."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,11 @@ class Preprocessing:
     mean: tuple[float, float, float] = MEAN
     std: tuple[float, float, float] = STD
     odd_margin: Literal["floor", "round"] = "floor"
+
+    @property
+    def side(self) -> int:
+        """The side of the crop."""
+        return self.crop
 
     @classmethod
     def load(cls, folder: Path) -> Preprocessing:

@@ -75,6 +75,7 @@ class ClipTower:
                 if model is None:
                     model = (_open_clip(path, dtype, activation) if path.is_file() else _folder(own, dtype)).to(device)
                     _MODELS[weights] = model
+                _check_side(pixels, model, own)
                 tower = ClipTower(files, model, _tokenizer(words, model, own), words, pixels)
                 _TOWERS[key] = tower
             return tower
@@ -135,6 +136,12 @@ def _open_clip(path: Path, dtype: str, activation: Activation) -> Any:
 
     state = read_tensors(path)
     return load_state(CLIPModel, clip_config(state, activation, str(path)), clip_state(state), dtype, str(path))
+
+
+def _check_side(pixels: PixelsOf, model: Any, where: Path) -> None:
+    side = model.config.vision_config.image_size
+    if pixels.side != side:
+        raise RewardError(f"{where}: the tower looks at {side} pixels a side, the preprocessing makes {pixels.side}")
 
 
 def _tokenizer(folder: Path, model: Any, where: Path) -> Any:

@@ -65,7 +65,9 @@ def load_model(model_class: Any, folder: Path, dtype: str, **options: Any) -> An
     return model.eval().requires_grad_(False)
 
 
-def load_state(model_class: Any, config: Any, state: dict[str, torch.Tensor], dtype: str, where: str) -> Any:
+def load_state(
+    model_class: Any, config: Any, state: dict[str, torch.Tensor], dtype: str, where: str, **options: Any
+) -> Any:
     """A model of this config with these tensors; as ``load_model``. ``where`` names the tensors' origin in errors."""
     model, report = model_class.from_pretrained(
         None,
@@ -74,6 +76,7 @@ def load_state(model_class: Any, config: Any, state: dict[str, torch.Tensor], dt
         dtype=getattr(torch, dtype),
         output_loading_info=True,
         ignore_mismatched_sizes=True,
+        **options,
     )
     _check(report, where)
     return model.eval().requires_grad_(False)

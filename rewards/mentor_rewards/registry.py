@@ -33,6 +33,12 @@ GROUP = "mentor.rewards"
 BUILT_IN: dict[str, str] = {
     "clip_image": "mentor_rewards.clip_image:ClipImage",
     "clip_text": "mentor_rewards.clip_text:ClipText",
+    "hpsv2": "mentor_rewards.hpsv2:HPSv2",
+    "hpsv2.1": "mentor_rewards.hpsv2:HPSv21",
+    "pickscore": "mentor_rewards.pickscore:PickScore",
+    "aesthetic": "mentor_rewards.aesthetic:Aesthetic",
+    "dino": "mentor_rewards.dino:Dino",
+    "dinov2": "mentor_rewards.dino:DinoV2",
     "style": "mentor_rewards.style:Style",
     "subject": "mentor_rewards.subject:Subject",
     "efficientnet_similarity": "mentor_rewards.efficientnet:EfficientNetSimilarity",
@@ -42,7 +48,23 @@ BUILT_IN: dict[str, str] = {
     "qwen_vl_t2i": "mentor_rewards.qwen_vl:QwenVlT2i",
     "qwen_vl_subject": "mentor_rewards.qwen_vl:QwenVlSubject",
     "jpeg_size": "mentor_rewards.jpeg_size:JpegSize",
+    "image_reward": "mentor_rewards.image_reward:ImageReward",
+    "ocr_match": "mentor_rewards.ocr_match:OcrMatch",
+    "nsfw_guard": "mentor_rewards.nsfw:NsfwGuard",
 }
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A registered name as metadata has it: what it stands for, and the package that says so.
+
+    ``shadowed``: a built-in has this name already; the reward is reached as ``target``.
+    """
+
+    name: str
+    target: str
+    package: str
+    shadowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,19 +78,29 @@ class Option:
 
 @dataclass(frozen=True)
 class Description:
-    """What is known of a reward without loading weights."""
+    """What is known of a reward without loading weights; ``file`` is where its class stands."""
 
     name: str
     where: str
+    file: str
     about: str
     options: tuple[Option, ...]
     spec: RewardSpec | None
 
 
+def listed() -> list[Listed]:
+    """Everything that is registered, by name, without importing any of it."""
+    built_in = [Listed(name, target, "mentor_rewards") for name, target in BUILT_IN.items()]
+    plugins = [
+        Listed(point.name, point.value, _distribution(point), shadowed=point.name in BUILT_IN)
+        for point in entry_points(group=GROUP)
+    ]
+    return sorted({*built_in, *plugins}, key=lambda found: (found.name, found.shadowed, found.package))
+
+
 def names() -> dict[str, str]:
-    """Every registered name and where it comes from, without importing any reward."""
-    plugins = {point.name: f"{point.value} ({_distribution(point)})" for point in entry_points(group=GROUP)}
-    return {**plugins, **BUILT_IN}
+    """Every registered name and what it stands for, without importing any reward."""
+    return {found.name: found.target for found in listed() if not found.shadowed}
 
 
 def build_reward(name: str, entry: RewardEntry, base: Path | None = None) -> AnyReward:
@@ -117,8 +149,8 @@ def describe(use: str, base: Path | None = None) -> Description:
     )
     about = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
     spec = getattr(cls, "spec", None)
-    where = names().get(use, use)
-    return Description(use, where, about, options, spec if isinstance(spec, RewardSpec) else None)
+    where, file = names().get(use, use), str(inspect.getsourcefile(cls))
+    return Description(use, where, file, about, options, spec if isinstance(spec, RewardSpec) else None)
 
 
 def _as_written(annotation: Any) -> str:
@@ -135,9 +167,12 @@ def find_path(value: str | Path, base: Path | None) -> Path | None:
 def _find_class(use: str, base: Path | None) -> Any:
     if use in BUILT_IN:
         return _from_module(use, BUILT_IN[use])
-    for point in entry_points(group=GROUP):
-        if point.name == use:
-            return _from_module(use, point.value)
+    plugins = [found for found in listed() if found.name == use]
+    if len(plugins) > 1:
+        both = " and ".join(f"{found.target} ({found.package})" for found in plugins)
+        raise RewardError(f"reward '{use}': two packages have this name: {both}; say which with package.module:Class")
+    if plugins:
+        return _from_module(use, plugins[0].target)
     place, colon, class_name = use.rpartition(":")
     if colon and place.endswith(".py"):
         return _from_file(use, place, class_name, base)
@@ -148,11 +183,23 @@ def _find_class(use: str, base: Path | None) -> Any:
 
 def _from_module(use: str, target: str) -> Any:
     module_name, _, class_name = target.partition(":")
+    if not module_name or not class_name:
+        raise RewardError(f"reward '{use}': expected package.module:Class, found '{target}'")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise RewardError(f"reward '{use}': cannot import {module_name}: {error}") from error
+        raise RewardError(f"reward '{use}': cannot import {module_name}: {_one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise RewardError(f"reward '{use}': {module_name} fails on import: {_raised(error)}") from error
     return _member(use, module, class_name, module_name)
+
+
+def _raised(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def _from_file(use: str, place: str, class_name: str, base: Path | None) -> Any:
@@ -175,9 +222,9 @@ def _load_file(use: str, path: Path) -> types.ModuleType:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise RewardError(f"reward '{use}': {path} fails on import: {type(error).__name__}: {error}") from error
+        raise RewardError(f"reward '{use}': {path} fails on import: {_raised(error)}") from error
     return module
 
 
@@ -249,4 +296,4 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _distribution(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else "unknown distribution"
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "unknown package"

@@ -1,0 +1,58 @@
+"""PickScore: which of two pictures people pick for a prompt, in logits (Kirstain et al., arXiv 2305.01569).
+
+exp(logit_scale) times the cosine under a tuned CLIP ViT-H/14: native units of about 18 to 24. Some trainers divide by
+26; that is the entry's ``scale`` here. Source: README of yuvalkirstain/PickScore.
+
+Like HPSv2 it drifts to glossy pictures in one style.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mentor_rewards.clip_reward import CLIP_H14, ClipReward, prompt_cosines
+from mentor_rewards.contract import RewardBatch, RewardOutput, RewardSpec
+from mentor_rewards.weights import WeightsSource
+
+_PUBLISHED = "yuvalkirstain/PickScore_v1"
+
+
+class PickScore(ClipReward):
+    """PickScore: exp(logit_scale) times the cosine of picture and prompt; about 18 to 24.
+
+    Details: ``truncated``, whether the prompt is longer than 77 tokens.
+    """
+
+    spec = RewardSpec(
+        name="pickscore", version="1", needs=frozenset({"prompt"}), range=(-100.0, 100.0), licence="MIT (of the code)"
+    )
+
+    def __init__(self, checkpoint: WeightsSource = _PUBLISHED, processor: WeightsSource | None = CLIP_H14) -> None:
+        """
+        Args:
+            checkpoint: folder or hub id of the tuned CLIPModel.
+            processor: folder or hub id with tokenizer and preprocessing; null: the checkpoint's own.
+        """
+        super().__init__(checkpoint)
+        self.spec = replace(type(self).spec, licence=type(self).spec.licence if checkpoint == _PUBLISHED else "unknown")
+        self.processor = processor
+        self._scale = 0.0
+
+    def load(self, device: str, dtype: str) -> None:
+        """Take the shared tower; the range becomes that of the weights' own logit scale."""
+        from mentor_rewards.clip_preprocessing import Preprocessing
+        from mentor_rewards.clip_towers import ClipTower
+        from mentor_rewards.weights import MODEL_FILES, TOKENIZER_FILES, find_folder
+
+        pixels = None
+        if self.processor is not None:
+            files = [name for name in (*TOKENIZER_FILES, *MODEL_FILES) if "safetensors" not in name]
+            pixels = Preprocessing.load(find_folder(self.processor, files))
+        self._hold(ClipTower.load(self.checkpoint, device, dtype, tokenizer=self.processor, preprocessing=pixels))
+        self._scale = float(self.tower.model.logit_scale.float().exp())
+        self.spec = replace(self.spec, range=(-self._scale, self._scale))
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        """One scaled cosine per picture."""
+        cosines, details = prompt_cosines(batch, self.tower)
+        return RewardOutput([self._scale * float(cosine) for cosine in cosines], details=details)
