@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from mentor_rewards.wire import (
     decode_listing,
     encode_request,
     is_loopback,
+    read_token,
 )
 
 if TYPE_CHECKING:
@@ -157,9 +157,11 @@ class Remote(AsyncReward):
             for wait in _waits():
                 tries += 1
                 answer = await self._try(client, method, path, body)
-                if isinstance(answer, bytes):
-                    return answer
                 waited = time.monotonic() - begun
+                if isinstance(answer, bytes):
+                    if tries > 1:
+                        log.warning("reward server %s: answered after %d tries in %.1f s", self.url, tries, waited)
+                    return answer
                 if waited + wait > patience:
                     return _Unanswered(f"{answer.reason} ({tries} tries in {waited:.1f} s)")
                 if tries == 1:
@@ -203,10 +205,7 @@ class Remote(AsyncReward):
             raise RewardError(f"remote: needs {error.name}; install the extra 'server': mentor-rl[server]") from error
         headers = {"content-type": "application/json"}
         if self.token_env is not None:
-            token = os.environ.get(self.token_env, "").strip()
-            if not token:
-                raise RewardError(f"remote: expected a token in the environment variable {self.token_env}, found none")
-            headers["authorization"] = f"Bearer {token}"
+            headers["authorization"] = f"Bearer {read_token(self.token_env)}"
         parts = urlsplit(self.url)
         return {
             "headers": headers,

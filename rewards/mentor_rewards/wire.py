@@ -25,6 +25,7 @@ import io
 import ipaddress
 import json
 import math
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,16 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def read_token(variable: str) -> str:
+    """The token in an environment variable. Raises RewardError, without showing it, for one that cannot be sent."""
+    token = os.environ.get(variable, "").strip()
+    if not token:
+        raise RewardError(f"expected a token in the environment variable {variable}, found none")
+    if not token.isascii() or not token.isprintable():
+        raise RewardError(f"expected a token of plain ASCII characters in the environment variable {variable}")
+    return token
 
 
 # ---------------------------------------------------------------------------------------------------------- trainer
