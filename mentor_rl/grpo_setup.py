@@ -1,10 +1,26 @@
-"""What a GRPO recipe settles before its first step: numbers that divide, parts that train, no dropout. Free of trl."""
+"""What a GRPO recipe settles before its first step: numbers that divide, parts that train, no dropout, rewards that
+apply, what the monitors compare with. Free of trl.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
+from mentor_rewards.composite import Composite, columns_of
+from PIL import Image
+
+from mentor_base.data.mixture import World
+from mentor_base.data.schema import Example
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_rl.monitors.copying import ANSWERS
+from mentor_rl.monitors.hacking import HackingAlarm
 from mentor_rl.recipe import GrpoRecipe
+from mentor_rl.rollout import Rollout, reward_batch
+
+MONITOR_SEED = 0  # what is watched is the same for all runs, so that their curves can be compared
 
 
 def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
@@ -31,6 +47,13 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
             f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
             f"found '{algorithm.scale_rewards}'"
         )
+    if algorithm.aggregation == "sum_then_normalize":
+        for name, entry in recipe.rewards.items():
+            if entry.spread_floor > 0.0:
+                raise UserError(
+                    f"rewards.{name}.spread_floor: expected 0 with aggregation 'sum_then_normalize', which divides by "
+                    f"the spread of the sum; found {entry.spread_floor:g}"
+                )
     if not recipe.train.parts:
         raise UserError("train: expected at least one part to train, found none")
     if recipe.train.lora is not None and recipe.train.lora.dropout:
@@ -52,3 +75,33 @@ def silence_dropout(policy: MentorForConditionalGeneration) -> None:
     for module in policy.modules():
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
+
+
+def true_answers(recipe: GrpoRecipe, world: World) -> list[Example]:
+    """What the data itself answers to prompts of each of the run's tasks."""
+    split = recipe.prompts.split
+    return [world.example(task, split, MONITOR_SEED, i) for task in recipe.prompts.weights for i in range(ANSWERS)]
+
+
+def check_rewards(composite: Composite, examples: Sequence[Example]) -> None:
+    """Refuse rewards that no prompt has the columns for, and tasks that no trained reward applies to.
+
+    Raises:
+        RewardError: says which, and why.
+    """
+    blank, nothing = Image.new("RGB", (1, 1)), torch.empty(len(examples), 0)
+    prompts = tuple(example.prompt() for example in examples)
+    batch = reward_batch(Rollout(prompts, tuple(range(len(prompts))), nothing, nothing, [blank] * len(prompts)), 0)
+    composite.check_columns(columns_of(batch))
+    composite.check_tasks(batch)
+
+
+def hacking_alarm(recipe: GrpoRecipe, composite: Composite) -> HackingAlarm:
+    """The alarm over the recipe's trained and held-out rewards."""
+    entries, specs = composite.entries, composite.specs
+    return HackingAlarm(
+        trained={name: entries[name].weight * math.copysign(1.0, entries[name].scale) for name in composite.trained},
+        held_out={name: 1.0 if specs[name].higher_is_better else -1.0 for name in composite.monitors},
+        window=recipe.monitoring.window,
+        significance=recipe.monitoring.significance,
+    )

@@ -32,10 +32,13 @@ class _Frame:
         return HEIGHT - BOTTOM - (value - self.y0) / ((self.y1 - self.y0) or 1.0) * (HEIGHT - TOP - BOTTOM)
 
 
-def line_chart(title: str, series: Mapping[str, Sequence[Point]], smooth: float = 0.0) -> str:
+def line_chart(
+    title: str, series: Mapping[str, Sequence[Point]], smooth: float = 0.0, marks: Sequence[float] = ()
+) -> str:
     """An SVG of one or several lines over steps; points that are not finite are left out.
 
     With ``smooth`` in (0, 1), an exponential mean (that share of the past is kept) is drawn over the pale raw line.
+    Each step in ``marks`` gets a dashed line from bottom to top.
     """
     clean = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
     clean = {name: points for name, points in clean.items() if points}
@@ -49,6 +52,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[Point]], smooth: float 
             parts.append(_polyline(frame, points, colour, 0.25))
             points = _exponential_mean(points, smooth)
         parts.append(_polyline(frame, points, colour, 1.0))
+    parts += [_mark(frame, step) for step in marks if frame.x0 <= step <= frame.x1]
     parts.append(_title_and_legend(title, list(clean)))
     return _svg(parts)
 
@@ -107,6 +111,12 @@ def _polyline(frame: _Frame, points: Sequence[Point], colour: str, opacity: floa
         f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
         f'stroke-opacity="{opacity}" stroke-linejoin="round"/>'
     )
+
+
+def _mark(frame: _Frame, step: float) -> str:
+    x = frame.x(step)
+    line = f'x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"'
+    return f'<line class="mark" {line} stroke="var(--down, #b3372f)" stroke-dasharray="4 3"/>'
 
 
 def _exponential_mean(points: Sequence[Point], keep: float) -> list[Point]:

@@ -11,11 +11,12 @@ Free of torch: the command line reads recipes before it decides what to import.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from mentor_rewards.contract import RewardEntry
 from pydantic import Field, model_validator
 
+from mentor_base.errors import nearest
 from mentor_base.settings import (
     AdamW,
     Checkpoints,
@@ -144,6 +145,10 @@ class Monitoring(Section):
     every: int = Field(25, gt=0)
     prompts: int = Field(16, gt=0)
     split: Split = "unseen_subjects"
+    window: int = Field(50, ge=10, description="steps over which trained and held-out rewards are compared")
+    significance: float = Field(
+        1e-3, gt=0.0, lt=0.5, description="of each of the two trends that make an alarm; see monitors/hacking.py"
+    )
 
 
 class GrpoRecipe(Common):
@@ -160,6 +165,27 @@ class GrpoRecipe(Common):
     monitoring: Monitoring = Monitoring()
     checkpoints: Checkpoints
     report_to: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _tasks_meet(self) -> GrpoRecipe:
+        """Every reward has a task to score, every task a trained reward that scores it."""
+        for name, entry in self.rewards.items():
+            for task in entry.tasks or ():
+                if task not in get_args(Task):
+                    raise ValueError(f"rewards.{name}.tasks: unknown task '{task}'; {nearest(task, get_args(Task))}")
+            if entry.tasks is not None and not set(entry.tasks) & self.prompts.weights.keys():
+                raise ValueError(
+                    f"rewards.{name}.tasks: expected a task of prompts.weights ({', '.join(self.prompts.weights)}), "
+                    f"found {', '.join(entry.tasks)}: the reward would score nothing"
+                )
+        trained = [entry for entry in self.rewards.values() if entry.role == "train"]
+        for task in self.prompts.weights:
+            if trained and not any(entry.tasks is None or task in entry.tasks for entry in trained):
+                raise ValueError(
+                    f"prompts.weights.{task}: expected a trained reward whose tasks name it, found none: "
+                    "its pictures would teach nothing"
+                )
+        return self
 
 
 TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]

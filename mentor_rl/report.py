@@ -1,5 +1,5 @@
-"""One self-contained HTML file about one or several runs: curves, the fixed prompts over time, before and after,
-the benchmark table and the resolved recipe.
+"""One self-contained HTML file about one or several runs: what the monitors say, curves, the fixed prompts over time,
+before and after, the benchmark table and the resolved recipe.
 
 Everything that comes from a run is escaped; pictures are embedded; nothing is loaded from outside.
 """
@@ -22,6 +22,7 @@ from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder, write_atomically
 from mentor_rl import gallery
 from mentor_rl.evaluate.result import Result
+from mentor_rl.monitors.sentences import Sign, signs
 from mentor_rl.plot import Point, line_chart, scatter_chart
 
 # Title of a chart -> which metrics belong to it; group 1 is the name in the legend. First match wins.
@@ -29,11 +30,18 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Reward: weighted sum, mean of a step", r"(reward)"),
     ("Each reward: mean of a step", r"rewards/([\w.]+)/mean"),
     ("Each reward: spread within groups", r"rewards/([\w.]+)/group_std"),
+    ("Each reward: share of scores at a bound", r"rewards/([\w.]+)/saturated"),
+    ("Each reward: share of failed scores", r"rewards/([\w.]+)/failed"),
+    ("Each reward: seconds a step", r"rewards/([\w.]+)/seconds"),
+    ("Held-out rewards: evidence of hacking, deviations", r"hacking/([\w.]+)"),
     ("Fixed unseen prompts: mean score", r"eval/([\w.]+)"),
     ("KL to the frozen reference, per token", r"(kl)"),
     ("Entropy, nats per token", r"(entropy)"),
     ("Gap: sampler's and recomputed log-prob", r"gap/(mean|max)"),
-    ("Diversity within groups", r"(diversity)"),
+    ("Diversity within groups: tokens", r"(diversity)"),
+    ("Diversity within groups: pixels", r"diversity_(pixels)"),
+    ("Copies: share of pictures", r"copies/(share)"),
+    ("Copies: mean similarity to the reference", r"copies/(similarity)"),
     ("Gradient norm", r"(grad_norm)"),
     ("Loss", r"(loss)"),
     ("Validation loss", r"val/([\w.]+)"),
@@ -42,7 +50,8 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Seconds a step", r"seconds/(\w+)"),
 )
 SMOOTH = 0.85
-EXACT = ("Fixed", "Validation", "Rise", "Learning")  # charts whose points are no noisy samples
+MARKED = ("Reward", "Each reward: mean", "Held-out")  # charts in which an alarm is marked
+EXACT = ("Fixed", "Validation", "Rise", "Learning", "Held-out")  # charts whose points are no noisy samples
 
 Metrics = dict[str, list[Point]]
 
@@ -64,13 +73,15 @@ def _run_section(path: Path) -> str:
     run = RunFolder(path)
     recipe, manifest = run.recipe(), run.manifest()
     metrics = read_metrics(run)
+    watched = signs(metrics, recipe)
     parts = [
         f"<h1>{escape(path.name)} <small>{escape(str(recipe.get('kind')))}</small></h1>",
         f"<p>{escape(str(recipe.get('about', '')))}</p>",
         _facts(recipe, manifest, metrics),
         _before_after(path),
         _benchmarks(path),
-        _charts(metrics),
+        _signs(watched),
+        _charts(metrics, [sign.alarm for sign in watched if sign.alarm is not None]),
         _over_time(path),
         _sample_grids(path),
         _details("Resolved recipe", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
@@ -103,7 +114,13 @@ def _facts(recipe: Mapping[str, Any], manifest: Mapping[str, Any], metrics: Metr
     return f'<div class="facts">{items}</div>'
 
 
-def _charts(metrics: Metrics) -> str:
+def _signs(watched: Sequence[Sign]) -> str:
+    """What the monitors say, alarms first in the eye."""
+    items = "".join(f"<li{' class=alarm' * (sign.alarm is not None)}>{escape(sign.text)}</li>" for sign in watched)
+    return f'<h2>Monitors</h2><ul class="signs">{items}</ul>' if items else ""
+
+
+def _charts(metrics: Metrics, alarms: Sequence[float]) -> str:
     placed: set[str] = set()
     charts = []
     for title, pattern in CHARTS:
@@ -113,7 +130,8 @@ def _charts(metrics: Metrics) -> str:
             if match and key not in placed and len(points) > 1:
                 series[match.group(1)] = points
                 placed.add(key)
-        chart = line_chart(title, series, smooth=0.0 if title.startswith(EXACT) else SMOOTH)
+        marks = alarms if title.startswith(MARKED) else ()
+        chart = line_chart(title, series, smooth=0.0 if title.startswith(EXACT) else SMOOTH, marks=marks)
         if chart:
             charts.append(f"<figure>{chart}</figure>")
     return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""

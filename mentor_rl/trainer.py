@@ -29,7 +29,7 @@ import math
 import os
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -43,10 +43,9 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset
-from mentor_rewards.aggregate import fill_missing
-from mentor_rewards.composite import Composite, CompositeScores, columns_of
-from mentor_rewards.contract import RewardBatch, RewardError, RewardFailure
-from PIL import Image
+from mentor_rewards.aggregate import for_trl
+from mentor_rewards.composite import Composite, CompositeScores
+from mentor_rewards.contract import RewardError, RewardFailure
 from tokenizers import Tokenizer, models
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -67,7 +66,6 @@ from mentor_base.callbacks import (
 )
 from mentor_base.checkpoint import load_policy
 from mentor_base.data.mixture import PromptList, world_of
-from mentor_base.data.schema import Prompt
 from mentor_base.engines import tokenizer_state, whole, whole_state
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
@@ -79,14 +77,18 @@ from mentor_base.settings import Sampling
 from mentor_base.sft import schedule, set_trained_parts, write_policy
 from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
-from mentor_rl.grpo_setup import pictures_per_process, silence_dropout
-from mentor_rl.monitor import (
-    FixedPrompts,
-    flat_groups,
-    reward_metrics,
-    token_diversity,
-    undisturbed_randomness,
+from mentor_rl.grpo_setup import (
+    MONITOR_SEED,
+    check_rewards,
+    hacking_alarm,
+    pictures_per_process,
+    silence_dropout,
+    true_answers,
 )
+from mentor_rl.monitors.copying import copies, copy_metrics, copy_thresholds
+from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
+from mentor_rl.monitors.groups import flat_groups, picture_diversity, reward_metrics, thumbnails, token_diversity
+from mentor_rl.monitors.hacking import HackingAlarm
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import MONITOR_STREAM, POLICY, REFERENCE, Groups, PromptStore, Rollout, reward_batch, roll_out
 
@@ -95,7 +97,6 @@ logger = logging.getLogger(__name__)
 # Largest difference between a token's log-prob when drawn and when recomputed. Both passes use the same weights: what
 # is left is rounding. bf16: a prototype of 3M parameters measured .17 at most.
 GAP_TOLERANCE = {"float32": 1e-3, "bf16": 0.2}
-MONITOR_SEED = 0  # the fixed prompts and their draws are the same for all runs, so that their curves can be compared
 KEPT_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}  # trl's name -> ours
 
 # GRPOConfig fields that have to have one value here, and why.
@@ -173,7 +174,8 @@ def build_trainer(
         recipe.prompts.data, recipe.prompts.weights, monitoring.split, MONITOR_SEED, monitoring.prompts, world
     )
     fixed = [unseen[i] for i in range(monitoring.prompts)]
-    composite.check_columns(columns_of(_as_batch([prompts[i] for i in range(min(64, count))])))
+    answers = true_answers(recipe, world)
+    check_rewards(composite, answers)
     trainer = MentorGRPOTrainer(
         policy=policy,
         reference=reference,
@@ -182,6 +184,8 @@ def build_trainer(
         store=PromptStore(prompts, processor, frozen_encoder),
         fixed_store=PromptStore(fixed, processor, frozen_encoder),
         fixed=FixedPrompts(fixed, composite, run),
+        alarm=hacking_alarm(recipe, composite),
+        copy_thresholds=copy_thresholds(answers),
         sampling=Sampling(temperature=algorithm.temperature, guidance_scale=algorithm.guidance.scale),
         logprob=algorithm.guidance.logprob,
         rows=count,
@@ -273,6 +277,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         composite: loaded rewards.
         store: the prompts of the run by uid, 0 <= uid < ``rows``.
         fixed_store, fixed: the prompts that are watched.
+        alarm, copy_thresholds: what is watched of each rollout; see monitors/.
         sampling: how pictures are drawn, and (``logprob="guided"``) the distribution that is optimised.
         lr_schedule: optimizer step -> share of the learning rate.
     """
@@ -287,6 +292,8 @@ class MentorGRPOTrainer(GRPOTrainer):
         store: PromptStore,
         fixed_store: PromptStore,
         fixed: FixedPrompts,
+        alarm: HackingAlarm,
+        copy_thresholds: Mapping[str, float],
         sampling: Sampling,
         logprob: Literal["guided", "conditional"],
         rows: int,
@@ -297,6 +304,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         self.tokenizer_state = tokenizer_state(policy)
         self.composite, self.store, self.sampling, self.logprob = composite, store, sampling, logprob
         self.fixed_store, self.fixed = fixed_store, fixed
+        self.alarm, self.copy_thresholds = alarm, copy_thresholds
         self.lr_schedule = lr_schedule
         self.same_distribution = logprob == "guided" or not sampling.guided
         if not self.same_distribution:
@@ -382,12 +390,23 @@ class MentorGRPOTrainer(GRPOTrainer):
         values_NR = scores.matrix()
         self._pending |= reward_metrics(scores, self.composite.weights, uids)
         self._pending["flat_groups"] = flat_groups(values_NR, uids)
-        self._pending["diversity"] = token_diversity(self._gathered(rollout.tokens_NL), uids)
-        if self.args.multi_objective_aggregation == "sum_then_normalize":
-            values_NR = fill_missing(values_NR, uids)  # trl would count a missing score as 0
+        self._watch_pictures(rollout, uids)
+        if self.accelerator.is_main_process:
+            self._pending |= self.alarm.update(self.state.global_step + 1, self._pending)
+        aggregation = self.args.multi_objective_aggregation
+        values_NR = for_trl(values_NR, uids, aggregation, self.composite.spread_floors)
         mine_NR = values_NR[first : first + len(rollout)]
         for name, column in zip(self.composite.trained, mine_NR.T, strict=True):
             self._columns[name] = _or_none(column.tolist())
+
+    def _watch_pictures(self, rollout: Rollout, uids: Sequence[int]) -> None:
+        """Diversity within groups and copies of references, over all processes."""
+        small_ND = thumbnails(rollout.images)
+        copied = np.stack(copies(small_ND, rollout.prompts, self.copy_thresholds))
+        small_ND, copied_N2 = (self._gathered(torch.from_numpy(rows)).numpy() for rows in (small_ND, copied.T))
+        self._pending["diversity"] = token_diversity(self._gathered(rollout.tokens_NL), uids)
+        self._pending["diversity_pixels"] = picture_diversity(small_ND, uids)
+        self._pending |= copy_metrics(*copied_N2.T)
 
     def _column(self, name: str) -> Callable[..., list[float | None]]:
         """What trl takes for a reward function: hands over a column of the composite."""
@@ -420,6 +439,8 @@ class MentorGRPOTrainer(GRPOTrainer):
 
     def _gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of all processes, in their order, on the CPU."""
+        if self.accelerator.num_processes == 1:
+            return rows.cpu()
         return self.accelerator.gather(rows.to(self.accelerator.device)).cpu()
 
     # ---- log-probs -------------------------------------------------------------------------------------------------
@@ -563,6 +584,7 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
     """Train from the newest state in ``run``, or from the start."""
     state = take_up(run, trainer.is_world_process_zero())
     trainer.callback(MonitorCallback).watch = trainer.watch
+    trainer.alarm.recall(run.metrics())
     progress = trainer.callback(ProgressCallback)
     try:
         trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
@@ -600,11 +622,3 @@ def _processes() -> int:
 
 def _or_none(values: Sequence[float]) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values]
-
-
-def _as_batch(prompts: Sequence[Prompt]) -> RewardBatch:
-    """Prompts as a batch without pictures yet, to see which columns they have."""
-    blank = Image.new("RGB", (1, 1))
-    nothing = torch.empty(len(prompts), 0)
-    rollout = Rollout(tuple(prompts), tuple(range(len(prompts))), nothing, nothing, [blank] * len(prompts))
-    return reward_batch(rollout, step=0)

@@ -47,6 +47,39 @@ def test_report_shows_curves_pictures_and_tables_and_loads_nothing(run: RunFolde
     assert "<td>0.250</td><td class='up'>0.750</td>" in page
 
 
+def grpo_run(folder: Path, evidence: list[float], monitor: bool = True) -> str:
+    """The report of a run of 20 steps with this evidence in the last of them."""
+    held_out = {"watched": {"role": "monitor"}} if monitor else {}
+    recipe = {
+        "kind": "grpo",
+        "seed": 0,
+        "rewards": {"clip": {"role": "train"}, **held_out},
+        "monitoring": {"window": 10, "significance": 1e-3},
+    }
+    run = RunFolder.open(folder, recipe)
+    for step in range(1, 21):
+        late = step - 21 + len(evidence)
+        found = {"hacking/watched": evidence[late]} if monitor and late >= 0 else {}
+        copies = {"copies/share": 0.04 if step < 10 else 0.5, "diversity": 0.9, "diversity_pixels": 0.25}
+        run.log(step, reward=0.1 * step, **{"rewards/clip/mean": 0.1 * step}, **found, **copies)
+    return write_report([folder], folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_monitors_speak_in_sentences_and_alarms_are_marked(tmp_path: Path) -> None:
+    page = grpo_run(tmp_path / "bad", [0.5, 3.2, 4.0, 2.0])
+    alarm = (
+        "Alarm at step 18: over the 10 steps before it the trained rewards rose while the held-out &#x27;watched&#x27;"
+    )
+    assert f"<li class=alarm>{alarm} fell, each beyond chance (p &lt; 0.001); so it was in 2 of 4 windows" in page
+    assert page.count('class="mark"') == 3  # the weighted sum, the means, the evidence
+    assert "Copies: 4% of the pictures at first and 50% at last" in page
+    assert "differed in 90% of their tokens at first, 90% at last; their pixels lay 0.250 apart" in page
+    page = grpo_run(tmp_path / "good", [0.5, 3.0])
+    assert "No alarm: in no 10 steps did the trained rewards rise while &#x27;watched&#x27; fell." in page
+    assert 'class="mark"' not in page
+    assert "No held-out reward (role: monitor)" in grpo_run(tmp_path / "blind", [], monitor=False)
+
+
 def test_text_of_a_run_stays_text(run: RunFolder, tmp_path: Path) -> None:
     page = write_report([run.path], tmp_path).read_text(encoding="utf-8")
     assert "<script" not in page

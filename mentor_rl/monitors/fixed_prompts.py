@@ -1,7 +1,4 @@
-"""What a GRPO run watches: group statistics, diversity, the sampler's gap, and fixed prompts over time. Free of trl.
-
-Shapes: N samples, G group size, L image tokens, R trained rewards.
-"""
+"""The same unseen prompts drawn and scored while training, without a trace in what is trained. N: prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from mentor_rewards.aggregate import weighted_sum
-from mentor_rewards.composite import Composite, CompositeScores, summary
+from mentor_rewards.composite import Composite
 from PIL import Image
 
 from mentor_base.data.schema import Prompt
@@ -26,44 +23,6 @@ from mentor_rl.rollout import Rollout, reward_batch
 logger = logging.getLogger(__name__)
 
 SHEET_COLUMNS = 8
-FLAT = 1e-6  # spread below which a group's scores count as equal
-
-
-def token_diversity(tokens_NL: torch.Tensor, group_ids_N: Sequence[int]) -> float:
-    """Share of positions at which two pictures of one prompt have different tokens, over all pairs in a group.
-
-    0: the policy draws one and the same picture; a collapse shows here long before it shows in rewards.
-    """
-    shares = []
-    ids_N = np.asarray(group_ids_N)
-    for uid in np.unique(ids_N):
-        group_GL = tokens_NL[torch.from_numpy(np.flatnonzero(ids_N == uid)).to(tokens_NL.device)]
-        size = len(group_GL)
-        if size > 1:
-            equal = (group_GL[:, None] == group_GL[None, :]).float().mean(-1).sum().item() - size
-            shares.append(1.0 - equal / (size * (size - 1)))
-    return float(np.mean(shares)) if shares else math.nan
-
-
-def flat_groups(values_NR: np.ndarray, group_ids_N: Sequence[int]) -> float:
-    """Share of groups in which no trained reward tells one picture from another: they teach nothing."""
-    ids_N = np.asarray(group_ids_N)
-    flat = []
-    for uid in np.unique(ids_N):
-        group_GR = values_NR[ids_N == uid]
-        spread = [np.ptp(column[~np.isnan(column)]) for column in group_GR.T if (~np.isnan(column)).sum() > 1]
-        flat.append(max(spread, default=0.0) <= FLAT)
-    return float(np.mean(flat))
-
-
-def reward_metrics(scores: CompositeScores, weights_R: np.ndarray, group_ids_N: Sequence[int]) -> dict[str, float]:
-    """``reward`` (weighted sum of the scaled trained rewards), and of each reward: statistics of its native scores."""
-    total_N = weighted_sum(scores.matrix(), weights_R)
-    metrics = {"reward": float(np.nanmean(total_N)) if np.isfinite(total_N).any() else math.nan}
-    for name, stats in summary(scores, group_ids_N).items():
-        for field in ("mean", "std", "group_std", "missing", "saturated"):
-            metrics[f"rewards/{name}/{field}"] = getattr(stats, field)
-    return metrics
 
 
 @contextmanager
