@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mentor_base.vq import VQModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED = "stored"
 
 
 def save_policy(
@@ -48,18 +49,39 @@ def save_policy(
     processor.save_pretrained(folder)
 
 
-def load_policy(path: str | Path) -> tuple[MentorForConditionalGeneration, MentorProcessor]:
-    """A policy from an exported folder or a run folder (its final/): float32, eval mode.
+def load_policy(path: str | Path, dtype: str = "float32") -> tuple[MentorForConditionalGeneration, MentorProcessor]:
+    """A policy from an exported folder or a run folder (its final/): eval mode, in ``dtype``.
+
+    Where the file has that dtype its tensors are mapped, not read: memory grows by the size of the file at most. A
+    conversion takes what it makes, and the mapped file beside it. "stored" keeps the file's dtype.
 
     Raises:
-        UserError: nothing there, or missing, unknown or misshapen tensors.
+        UserError: nothing there, or missing, unknown or misshapen tensors; "stored" with floats of several kinds.
     """
     from mentor_base.model import MentorForConditionalGeneration
     from mentor_base.processor import MentorProcessor
 
     folder = model_folder(path)
-    model = MentorForConditionalGeneration.from_pretrained(str(folder))
+    kinds = {**DTYPES, STORED: stored_dtype(folder)} if dtype == STORED else DTYPES
+    if dtype not in kinds:
+        raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, [*DTYPES, STORED])}")
+    model = MentorForConditionalGeneration.from_pretrained(str(folder), dtype=kinds[dtype])
     return model.eval(), MentorProcessor.from_pretrained(folder)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of all floats in a model folder.
+
+    Raises:
+        UserError: several of them.
+    """
+    from mentor_base.interchange.weight_files import read_weights
+
+    found = {value.dtype for value in read_weights(folder).tensors.values() if value.is_floating_point()}
+    if len(found) != 1:
+        names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in found))
+        raise UserError(f"{folder}: expected floats of one dtype, found {names or 'none'}; ask for one of them")
+    return found.pop()
 
 
 def load_vq(path: str | Path) -> VQModel:

@@ -49,7 +49,7 @@ class Mini:
         vq_config = VQConfig(**SMALL_VQ)
         self.vq, self.tokenizer = folder / "vq", folder / "text"
         VQModel(vq_config).save_pretrained(str(self.vq))
-        _text_tokenizer().save_pretrained(str(self.tokenizer))
+        text_tokenizer().save_pretrained(str(self.tokenizer))
         model = MentorForConditionalGeneration(MentorConfig.of_size("mini", context_length=ROWS))
         torch.nn.init.normal_(model.decoder.head.weight)
         model.encoder.bfloat16()
@@ -63,7 +63,7 @@ class Mini:
     def text_encoder(self) -> Path:
         folder = self.folder / "t5"
         T5ForConditionalGeneration(T5Config(**ROW["t5_config"])).save_pretrained(str(folder))
-        _text_tokenizer().save_pretrained(str(folder))
+        text_tokenizer().save_pretrained(str(folder))
         return folder
 
     def vision(self) -> Path:
@@ -76,7 +76,7 @@ def _named(model: MentorForConditionalGeneration, layout: Layout) -> dict[str, t
     return {key: tensor.detach().clone() for key, tensor in reference_state(model.state_dict(), layout).items()}
 
 
-def _text_tokenizer() -> PreTrainedTokenizerFast:
+def text_tokenizer() -> PreTrainedTokenizerFast:
     words = {"<pad>": 0, "</s>": 1, "<unk>": 2, "fox": 3}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
