@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mentor_rewards.contract import Reward, RewardBatch, RewardError, RewardOutput, RewardSpec, nearest
+from mentor_rewards.weights import MODEL_FILES, WeightsSource, checksum, find_folder
 
 if TYPE_CHECKING:
     from mentor_rewards.classifier import ConvClassifier
@@ -18,10 +18,10 @@ class LabelProbability(Reward):
     key: ClassVar[str]
     spec: RewardSpec
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: WeightsSource) -> None:
         """
         Args:
-            checkpoint: folder of a ConvClassifier; see classifier.py.
+            checkpoint: folder or hub id of a ConvClassifier; see classifier.py.
         """
         self.checkpoint = checkpoint
         self._model: ConvClassifier | None = None
@@ -29,10 +29,10 @@ class LabelProbability(Reward):
     def load(self, device: str, dtype: str) -> None:
         """Read the classifier."""
         from mentor_rewards.classifier import ConvClassifier
-        from mentor_rewards.weights import checksum
 
-        self._model = ConvClassifier.load(self.checkpoint, device, dtype)
-        weights = self.checkpoint / "model.safetensors"
+        folder = find_folder(self.checkpoint, MODEL_FILES)
+        self._model = ConvClassifier.load(folder, device, dtype)
+        weights = folder / "model.safetensors"
         self.spec = replace(self.spec, weights={weights.name: checksum(weights)})
 
     def unload(self) -> None:
