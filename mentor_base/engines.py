@@ -33,8 +33,8 @@ def whole(policy: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in shards:
-            module.set_reshard_after_forward(True, recurse=False)
+        for module in shards:  # the root stays gathered from forward to backward, as torch and accelerate set it up
+            module.set_reshard_after_forward(module is not policy, recurse=False)
             module.reshard()
 
 

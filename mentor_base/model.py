@@ -71,6 +71,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         self.generation_config = GenerationConfig()
         self.warnings_issued: dict[str, bool] = {}  # trl writes into it
         self.post_init()
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules &= present  # FSDP refuses the name of a class that is not there
         tied = self.encoder.text.all_tied_weights_keys  # transformers collects those of direct children only
         self.all_tied_weights_keys.update({f"encoder.text.{k}": f"encoder.text.{v}" for k, v in tied.items()})
         self._freeze_vq()
@@ -266,17 +268,13 @@ class MentorForConditionalGeneration(PreTrainedModel):
     def enable_input_require_grads(self) -> None:
         """Nothing: our checkpointing is not reentrant, and a frozen encoder would be run backward for nobody."""
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.decoder.embedding
+    def get_input_embeddings(self) -> None:
+        """None, as ``get_output_embeddings``: both tables are read (``Decoder.tables``) and never called, so that an
+        engine which wraps them by themselves, as FSDP2 in accelerate does, would never gather them.
+        """
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.decoder.embedding = cast(nn.Embedding, value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.decoder.head
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.decoder.head = cast(nn.Linear, new_embeddings)
+    def get_output_embeddings(self) -> None:
+        """See ``get_input_embeddings``."""
 
     def _freeze_vq(self) -> None:
         self.vq.requires_grad_(False)

@@ -156,7 +156,9 @@ def _policy(
     tensors = _collect(plan, _contributions(kind, file, options, vq), rows, report)
     _add_fresh_connector(plan, tensors, options.seed, report)
     tensors["decoder.uncond"] = _fitted_rows(tensors["decoder.uncond"], config, options, report)
-    return config, tensors, MentorProcessor.of(config, text)
+    queried = config.connector == "query"  # our own format alone has it
+    guides = MentorProcessor.from_pretrained(path).guide_tokenizer if queried else None
+    return config, tensors, MentorProcessor.of(config, text, guides)
 
 
 def _contributions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from policies import QUERY, mixed_prompts, picture, small_policy
 from transformers import InstructBlipConfig, InstructBlipForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from mentor_base.checkpoint import load_policy, save_policy
 from mentor_base.config import MentorConfig
 from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
+from mentor_base.interchange.exporting import export_reference
+from mentor_base.interchange.importing import import_checkpoint
+from mentor_base.interchange.options import ImportOptions
 from mentor_base.processor import MentorProcessor
 
 
@@ -83,3 +88,18 @@ def test_contexts_of_the_paper_hold_so_many_pictures(connector: str, context: in
 def test_slots_of_queries_have_no_place_in_the_picture() -> None:
     with pytest.raises(UserError, match="reference_positions: expected 'prefix' with connector 'query'"):
         small_policy(connector="query")
+
+
+@torch.no_grad()
+def test_a_policy_with_queries_goes_round_in_our_own_format_alone(tmp_path: Path) -> None:
+    model, processor = small_policy(**QUERY)
+    save_policy(model, processor, tmp_path / "policy")
+    (tmp_path / "again").mkdir()
+    import_checkpoint(tmp_path / "policy", "hf", tmp_path / "again", ImportOptions())
+    again, its_processor = load_policy(tmp_path / "again")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    found, expected = its_processor(mixed_prompts()), processor(mixed_prompts())
+    assert found["guide_ids"].tolist() == expected["guide_ids"].tolist()
+    assert torch.equal(again(mode="encode", **found).features_KTC, model(mode="encode", **expected).features_KTC)
+    with pytest.raises(UserError, match="expected .*, the only value that MENTOR.s code knows"):
+        export_reference(tmp_path / "again", tmp_path / "x.safetensors", "mentor")
