@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mentor_rewards.contract import Reward, RewardBatch, RewardError, RewardSpec
 from mentor_rewards.embedding import embed_once
@@ -22,6 +22,7 @@ CLIP_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class ClipReward(Reward):
     """A reward computed from the embeddings of one CLIP model. ``spec.licence`` speaks of the published weights."""
 
+    published: ClassVar[str] = CLIP_B32
     spec: RewardSpec
 
     def __init__(self, checkpoint: WeightsSource = CLIP_B32) -> None:
@@ -31,7 +32,7 @@ class ClipReward(Reward):
         """
         self.checkpoint = checkpoint
         self._tower: ClipTower | None = None
-        if checkpoint != CLIP_B32:
+        if checkpoint != self.published:
             self.spec = replace(self.spec, licence="unknown")
 
     @property

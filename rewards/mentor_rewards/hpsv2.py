@@ -25,13 +25,14 @@ class HPSv2(ClipReward):
     Details: ``truncated``, whether the prompt is longer than 77 tokens.
     """
 
+    published = "xswu/HPSv2"
     file: ClassVar[str] = "HPS_v2_compressed.pt"
     upstream_version: ClassVar[str] = "v2.0"
     spec = RewardSpec(name="hpsv2", version="2.0", needs=frozenset({"prompt"}), range=(-1.0, 1.0), licence="Apache-2.0")
 
     def __init__(
         self,
-        checkpoint: WeightsSource = "xswu/HPSv2",
+        checkpoint: WeightsSource = published,
         tokenizer: WeightsSource = CLIP_H14,
         sha256: str | None = None,
         side: int = 224,
@@ -49,7 +50,6 @@ class HPSv2(ClipReward):
                 chooses its device itself, rereads the checkpoint on every call and counts no truncated prompts.
         """
         super().__init__(checkpoint)
-        self.spec = type(self).spec
         self.tokenizer, self.sha256, self.side, self.antialias = tokenizer, sha256, side, antialias
         self.backend = backend
         self._upstream: Any = None

@@ -14,8 +14,6 @@ from mentor_rewards.clip_reward import CLIP_H14, ClipReward, prompt_cosines
 from mentor_rewards.contract import RewardBatch, RewardOutput, RewardSpec
 from mentor_rewards.weights import WeightsSource
 
-_PUBLISHED = "yuvalkirstain/PickScore_v1"
-
 
 class PickScore(ClipReward):
     """PickScore: exp(logit_scale) times the cosine of picture and prompt; about 18 to 24.
@@ -23,18 +21,18 @@ class PickScore(ClipReward):
     Details: ``truncated``, whether the prompt is longer than 77 tokens.
     """
 
+    published = "yuvalkirstain/PickScore_v1"
     spec = RewardSpec(
         name="pickscore", version="1", needs=frozenset({"prompt"}), range=(-100.0, 100.0), licence="MIT (of the code)"
     )
 
-    def __init__(self, checkpoint: WeightsSource = _PUBLISHED, processor: WeightsSource | None = CLIP_H14) -> None:
+    def __init__(self, checkpoint: WeightsSource = published, processor: WeightsSource | None = CLIP_H14) -> None:
         """
         Args:
             checkpoint: folder or hub id of the tuned CLIPModel.
             processor: folder or hub id with tokenizer and preprocessing; null: the checkpoint's own.
         """
         super().__init__(checkpoint)
-        self.spec = replace(type(self).spec, licence=type(self).spec.licence if checkpoint == _PUBLISHED else "unknown")
         self.processor = processor
         self._scale = 0.0
 
@@ -42,6 +40,7 @@ class PickScore(ClipReward):
         """Take the shared tower; the range becomes that of the weights' own logit scale."""
         from mentor_rewards.clip_preprocessing import Preprocessing
         from mentor_rewards.clip_towers import ClipTower
+        from mentor_rewards.pretrained import read_tensor
         from mentor_rewards.weights import MODEL_FILES, TOKENIZER_FILES, find_folder
 
         pixels = None
@@ -49,7 +48,8 @@ class PickScore(ClipReward):
             files = [name for name in (*TOKENIZER_FILES, *MODEL_FILES) if "safetensors" not in name]
             pixels = Preprocessing.load(find_folder(self.processor, files))
         self._hold(ClipTower.load(self.checkpoint, device, dtype, tokenizer=self.processor, preprocessing=pixels))
-        self._scale = float(self.tower.model.logit_scale.float().exp())
+        # From the file: rounded to bfloat16 with the tower it would be 1 % off.
+        self._scale = float(read_tensor(self.tower.files, "logit_scale").float().exp())
         self.spec = replace(self.spec, range=(-self._scale, self._scale))
 
     def score(self, batch: RewardBatch) -> RewardOutput:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from mentor_rewards.contract import RewardError
@@ -106,6 +107,24 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise RewardError(f"{path}: expected tensors by name, found something else")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def read_tensor(files: Sequence[Path], name: str) -> torch.Tensor:
+    """One tensor of a model's files, as it is stored.
+
+    Raises:
+        RewardError: none of the files has it.
+    """
+    for path in files:
+        if path.suffix != ".safetensors":
+            found = read_tensors(path)
+            if name in found:
+                return found[name]
+            continue
+        with safe_open(path, "pt") as file:
+            if name in file.keys():  # noqa: SIM118 - not a mapping
+                return file.get_tensor(name)
+    raise RewardError(f"{files[0].parent}: missing key: {name}")
 
 
 def check_names(found: set[str], expected: set[str], where: str) -> None:

@@ -34,6 +34,9 @@ def test_scores_are_upstreams(folder: Path) -> None:
     scale = math.exp(float(load_file(folder / "model.safetensors")["logit_scale"]))
     assert reward.spec.range == pytest.approx((-scale, scale))
     assert list(reward.spec.weights) == ["model.safetensors"]
+    half = PickScore(folder, processor=None)
+    half.load("cpu", "bfloat16")
+    assert half.spec.range == reward.spec.range
 
 
 def test_older_checkpoints_with_a_bin_and_position_ids(folder: Path, tmp_path: Path) -> None:
