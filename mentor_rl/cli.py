@@ -13,8 +13,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from mentor_rl.commands.bench import bench_app
 from mentor_rl.commands.checkpoints import import_checkpoint
 from mentor_rl.commands.data import data_app
+from mentor_rl.commands.judge import judge_app
 from mentor_rl.commands.plan import plan_recipe
 from mentor_rl.commands.recipes import recipes_app
 from mentor_rl.commands.rewards import rewards_app
@@ -31,6 +33,8 @@ app = typer.Typer(
 app.add_typer(rewards_app, name="rewards")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
+app.add_typer(judge_app, name="judge")
 app.command("import")(import_checkpoint)
 app.command("plan")(plan_recipe)
 

@@ -1,0 +1,149 @@
+"""The judge behind an OpenAI-compatible server (vLLM with Qwen2.5-VL or Qwen3-VL): one async client, bounded.
+
+What is retried, with growing, jittered waits: no connection, a time-out, a broken reply, 408, 429 and 5xx (for as long
+as ``Retry-After`` says). Every other 4xx is a fault of the configuration (wrong model, too many pictures) and raised.
+
+Old parameters for guided decoding are ignored by servers without a word; ``response_format`` is the one that holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mentor_rewards.contract import RewardError
+from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling, NoAnswer
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+LONGEST_WAIT = 30.0  # seconds between two tries, when the server does not say
+LONGEST_RETRY_AFTER = 120.0
+RETRIED_STATUS = frozenset({408, 429})
+SHOWN = 300
+
+
+class JudgeClient:
+    """A JudgeBackend that asks a server.
+
+    Args:
+        url: base, with the version: ``http://127.0.0.1:8000/v1``.
+        model: name under which the server offers it.
+        concurrency: requests under way at the same time.
+        timeout: seconds for one try.
+        retries: tries after the first that failed in transport.
+        backoff: seconds before the second try, doubled from then on.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        api_key: str = "none",
+        concurrency: int = 32,
+        timeout: float = 60.0,
+        retries: int = 6,
+        backoff: float = 0.5,
+    ) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise RewardError(f"the judge needs the extra 'judge': pip install 'mentor-rl[judge]' ({error})") from error
+        self._openai = openai
+        self.url, self.model = url, model
+        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self._api_key = api_key
+        self._session: tuple[asyncio.AbstractEventLoop, AsyncOpenAI, asyncio.Semaphore] | None = None
+
+    async def complete(self, request: JudgeRequest, sampling: JudgeSampling) -> Answer:
+        """One answer of the server; see JudgeBackend."""
+        body = await asyncio.to_thread(self._body, request, sampling)
+        for retry in range(self.retries + 1):
+            answer, wait, reason = await self._try(body)
+            if answer is not None:
+                return answer
+            if wait is not None and wait > LONGEST_RETRY_AFTER:
+                raise NoAnswer(f"{reason}, and to come back in {wait:.0f} s")
+            if retry < self.retries:
+                await asyncio.sleep(self._wait(retry, wait))
+        raise NoAnswer(f"{reason} ({self.retries + 1} tries)")
+
+    def close(self) -> None:
+        """Close the connections, from any thread but the event loop's own."""
+        if self._session is None:
+            return
+        loop, client, _ = self._session
+        self._session = None
+        if loop.is_running():
+            asyncio.run_coroutine_threadsafe(client.close(), loop).result(timeout=10)
+
+    async def _try(self, body: dict[str, Any]) -> tuple[Answer | None, float | None, str]:
+        """The answer; else the wait that the server asks for and the reason."""
+        openai = self._openai
+        client, slots = self._open()
+        try:
+            async with slots:
+                reply = await client.chat.completions.create(**body)
+        except openai.APIStatusError as error:
+            if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
+                raise RewardError(
+                    f"the judge at {self.url} refuses the request as configured: {error.status_code}, {_line(error)}"
+                ) from error
+            return None, retry_after(error.response.headers), f"the judge answered {error.status_code}: {_line(error)}"
+        except openai.APITimeoutError:
+            return None, None, f"no answer from {self.url} within {self.timeout:g} s"
+        except openai.APIConnectionError as error:
+            return None, None, f"no connection to {self.url}: {_line(error.__cause__ or error)}"
+        except (openai.APIError, ValueError) as error:  # a body that is no JSON, or another one than promised
+            return None, None, f"broken reply from {self.url}: {_line(error)}"
+        choices = getattr(reply, "choices", None)
+        if not choices:
+            return None, None, f"broken reply from {self.url}: no choices in {_line(reply)}"
+        return Answer(choices[0].message.content or "", choices[0].finish_reason), None, ""
+
+    def _body(self, request: JudgeRequest, sampling: JudgeSampling) -> dict[str, Any]:
+        schema = {"name": request.template.name, "schema": request.template.schema(), "strict": True}
+        return {
+            "model": self.model,
+            "messages": request.messages([picture.url for picture in request.pictures]),
+            "temperature": sampling.temperature,
+            "max_tokens": sampling.max_tokens,
+            "seed": sampling.seed,
+            "response_format": {"type": "json_schema", "json_schema": schema},
+        }
+
+    def _open(self) -> tuple[AsyncOpenAI, asyncio.Semaphore]:
+        """Client and slots of the running loop: connections cannot move to another one."""
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session[0] is not loop:
+            client = self._openai.AsyncOpenAI(
+                base_url=self.url, api_key=self._api_key, timeout=self.timeout, max_retries=0
+            )
+            self._session = (loop, client, asyncio.Semaphore(self.concurrency))
+        return self._session[1], self._session[2]
+
+    def _wait(self, retry: int, asked: float | None) -> float:
+        """Seconds before the next try; the jitter keeps many callers from coming back at the same moment."""
+        if asked is not None:
+            return asked + random.uniform(0.0, self.backoff)
+        return min(LONGEST_WAIT, self.backoff * 2**retry) * random.uniform(0.5, 1.5)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a ``Retry-After`` header asks for (a number or a date, RFC 9110), None without a readable one."""
+    value = headers.get("retry-after", "").strip()
+    if value.replace(".", "", 1).isdecimal():
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _line(value: object) -> str:
+    text = " ".join(str(value).split()) or type(value).__name__
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

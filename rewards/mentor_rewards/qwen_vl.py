@@ -1,0 +1,182 @@
+"""A vision-language model as judge, with the two judge prompts of the paper (appendix B.4): text to image, and subject.
+
+The judge is Qwen2.5-VL-7B behind an OpenAI-compatible server (vLLM), or in this process. Scores are native units, 0 to
+4 and 0 to 5; the recipe's ``scale`` (1/4, 1/5) makes them comparable. A picture without a valid answer stays without a
+score. Licences: Qwen2.5-VL-7B is Apache-2.0, the 3B model is for research only.
+
+In-process judging takes one picture at a time; it is for small models and for machines without a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from PIL import Image
+from pydantic import Field
+
+from mentor_rewards.contract import AsyncReward, RewardBatch, RewardError, RewardOutput, RewardSpec
+from mentor_rewards.judge_ask import Verdict, ask
+from mentor_rewards.judge_cache import JudgeCache
+from mentor_rewards.judge_client import JudgeClient
+from mentor_rewards.judge_prompts import SUBJECT, TEXT_TO_IMAGE, JudgeTemplate
+from mentor_rewards.judge_request import JudgeBackend, JudgeRequest, JudgeSampling, Picture
+from mentor_rewards.judge_server import DEFAULT_MODEL, JudgeServer, ServeOptions, shared_server
+
+LICENCE = "Apache-2.0 (Qwen2.5-VL-7B)"
+
+
+class JudgeReward(AsyncReward):
+    """What the judge rewards share: their options, and a verdict for each picture of a batch."""
+
+    spec: RewardSpec
+    template: ClassVar[JudgeTemplate]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        model: str = DEFAULT_MODEL,
+        backend: Literal["server", "local"] = "server",
+        serve: ServeOptions | None = None,
+        concurrency: Annotated[int, Field(gt=0)] = 32,
+        timeout: Annotated[float, Field(gt=0)] = 60.0,
+        retries: Annotated[int, Field(ge=0)] = 6,
+        backoff: Annotated[float, Field(gt=0)] = 0.5,
+        temperature: Annotated[float, Field(ge=0)] = 0.0,
+        max_tokens: Annotated[int, Field(gt=0)] = 512,
+        seed: int = 0,
+        cache: str | None = None,
+        api_key_env: str | None = None,
+    ) -> None:
+        """
+        Args:
+            url: base URL of the server, e.g. ``http://127.0.0.1:8000/v1``; or ``serve``, or ``backend: local``.
+            model: as the server calls it; with ``backend: local`` a folder or hub id.
+            serve: launch a server at load and stop it at unload; see judge_server.py.
+            concurrency, timeout, retries, backoff: of the client, see JudgeClient; ``timeout`` in seconds for one try.
+            temperature, max_tokens, seed: of the first question; see JudgeSampling.again for re-asks.
+            cache: file of answers to keep, made when absent; in the current folder unless absolute.
+            api_key_env: name of the environment variable that holds the server's key.
+        """
+        places = [name for name, given in (("url", url), ("serve", serve), ("local", backend == "local")) if given]
+        if len(places) != 1:
+            raise RewardError(
+                "expected one of the options url (a running server), serve (launch one) and backend: local, "
+                f"found {' and '.join(places) or 'none'}"
+            )
+        self.url, self.model, self.backend, self.serve = url, model, backend, serve
+        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
+        self.sampling = JudgeSampling(temperature, max_tokens, seed)
+        self.cache, self.api_key_env = cache, api_key_env
+        if backend == "local":
+            self.spec = replace(self.spec, network=False, deterministic=True)
+        self._judge: JudgeBackend | None = None
+        self._answers: JudgeCache | None = None
+        self._server: JudgeServer | None = None
+
+    def load(self, device: str, dtype: str) -> None:
+        """Open the cache and the judge; launches a server, or loads weights, where the options ask for it."""
+        self._answers = JudgeCache(Path(self.cache)) if self.cache else None
+        if self.backend == "local":
+            from mentor_rewards.judge_local import LocalJudge
+
+            self._judge = LocalJudge(self.model, device, dtype)
+            return
+        key = self._api_key()
+        url = self.url
+        if self.serve is not None:
+            self._server = shared_server(self.serve, self.model)
+            url = self._server.url
+        assert url is not None
+        self._judge = JudgeClient(url, self.model, key, self.concurrency, self.timeout, self.retries, self.backoff)
+
+    def unload(self) -> None:
+        """Close all that ``load`` opened."""
+        for opened in (self._judge, self._answers, self._server):
+            if opened is not None:
+                opened.close()
+        self._judge, self._answers, self._server = None, None, None
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        """Verdicts of all pictures at once; the client bounds what is under way.
+
+        Details: the sub-scores by axis, ``description``, ``disagreement`` (of the model's own final with the score) and
+        ``asked`` (questions, 0 from the cache).
+        """
+        if self._judge is None:
+            raise RewardError("score before load")
+        requests = self._requests(batch)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                waiting = [
+                    tasks.create_task(ask(request, self._judge, self.sampling, self._answers)) for request in requests
+                ]
+        except BaseExceptionGroup as group:  # the first fault has cancelled the others
+            raise group.exceptions[0] from None
+        return self._output([task.result() for task in waiting])
+
+    def _requests(self, batch: RewardBatch) -> list[JudgeRequest]:
+        pictures: dict[int, Picture] = {}
+
+        def once(image: Image.Image) -> Picture:
+            return pictures.setdefault(id(image), Picture(image))
+
+        return [
+            JudgeRequest(self.template, prompt, once(image), tuple(once(reference) for reference in references))
+            for prompt, image, references in zip(batch.prompts, batch.images, batch.references, strict=True)
+        ]
+
+    def _output(self, verdicts: list[Verdict]) -> RewardOutput:
+        found = [verdict.judgement for verdict in verdicts]
+        keys = [axis.key for axis in self.template.axes]
+        return RewardOutput(
+            scores=[None if each is None else each.score for each in found],
+            reasons=[verdict.reason for verdict in verdicts],
+            details={
+                **{key: [None if each is None else each.parts[key] for each in found] for key in keys},
+                "description": [None if each is None else each.description for each in found],
+                "disagreement": [None if each is None else each.disagreement for each in found],
+                "asked": [verdict.asked for verdict in verdicts],
+            },
+        )
+
+    def _api_key(self) -> str:
+        if self.api_key_env is None:
+            return "none"
+        key = os.environ.get(self.api_key_env)
+        if not key:
+            raise RewardError(f"option 'api_key_env': the environment variable {self.api_key_env} is not set")
+        return key
+
+
+class QwenVlT2i(JudgeReward):
+    """Picture against text by a vision-language judge, 0 to 4: content, attributes, plausibility, composition."""
+
+    spec = RewardSpec(
+        name="qwen_vl_t2i",
+        version=TEXT_TO_IMAGE.version,
+        needs=frozenset({"prompt"}),
+        range=(0.0, TEXT_TO_IMAGE.maximum),
+        deterministic=False,
+        network=True,
+        licence=LICENCE,
+    )
+    template = TEXT_TO_IMAGE
+
+
+class QwenVlSubject(JudgeReward):
+    """Picture against text and reference pictures by a vision-language judge, 0 to 5: quality, subject, harmony."""
+
+    spec = RewardSpec(
+        name="qwen_vl_subject",
+        version=SUBJECT.version,
+        needs=frozenset({"prompt", "reference"}),
+        range=(0.0, SUBJECT.maximum),
+        deterministic=False,
+        network=True,
+        licence=LICENCE,
+    )
+    template = SUBJECT
