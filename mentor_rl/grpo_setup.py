@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from mentor_rewards.composite import Composite, columns_of
 from PIL import Image
@@ -16,7 +17,7 @@ from mentor_base.data.schema import Example
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_rl.monitors.copying import ANSWERS
-from mentor_rl.monitors.hacking import HackingAlarm
+from mentor_rl.monitors.hacking import HackingAlarm, threshold, trend
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import Rollout, reward_batch
 
@@ -54,6 +55,12 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
                     f"rewards.{name}.spread_floor: expected 0 with aggregation 'sum_then_normalize', which divides by "
                     f"the spread of the sum; found {entry.spread_floor:g}"
                 )
+    watched = recipe.monitoring
+    if trend(np.arange(watched.window)) <= threshold(watched.significance):
+        raise UserError(
+            f"monitoring.window: expected more steps for significance {watched.significance:g}, found "
+            f"{watched.window}: not even a steady rise would raise an alarm"
+        )
     if not recipe.train.parts:
         raise UserError("train: expected at least one part to train, found none")
     if recipe.train.lora is not None and recipe.train.lora.dropout:

@@ -145,7 +145,7 @@ class Monitoring(Section):
     every: int = Field(25, gt=0)
     prompts: int = Field(16, gt=0)
     split: Split = "unseen_subjects"
-    window: int = Field(50, ge=10, description="steps over which trained and held-out rewards are compared")
+    window: int = Field(50, gt=2, description="steps over which trained and held-out rewards are compared")
     significance: float = Field(
         1e-3, gt=0.0, lt=0.5, description="of each of the two trends that make an alarm; see monitors/hacking.py"
     )

@@ -40,10 +40,14 @@ def policy(tmp_path_factory) -> Path:
 
 
 def recipe(policy: Path, run: Path, **changes: Any) -> dict[str, Any]:
-    rewards = {"trap": {"use": f"{Path(__file__)}:Trap"}, "redness": {"use": f"{HERE}:Redness"}}
+    rewards = {
+        "trap": {"use": f"{Path(__file__)}:Trap"},
+        "redness": {"use": f"{HERE}:Redness"},
+        "watched": {"use": f"{HERE}:Brightness", "role": "monitor"},
+    }
     sections = {
         "algorithm": {"micro_batch": 4, **changes.pop("algorithm", {})},
-        "monitoring": {"every": 3, "prompts": 2},
+        "monitoring": {"every": 3, "prompts": 2, "window": 3, "significance": 0.2},
         "checkpoints": {"every": 2},
     }
     return toy_recipe(policy, run, STEPS, rewards=rewards, **sections, **changes)
@@ -62,6 +66,7 @@ def trace(run: Path) -> list[dict[str, str]]:
 
 
 def assert_same(run: Path, whole: Path) -> None:
+    assert {"hacking/watched", "copies/share", "diversity_pixels"} <= trace(whole)[-1].keys()
     assert trace(run) == trace(whole)
     ours, theirs = (load_file(folder / "final/model.safetensors") for folder in (run, whole))
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())

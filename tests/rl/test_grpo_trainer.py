@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grpo_toys import HERE, comparable, run_recipe, toy_policy, toy_recipe
+from mentor_rewards.aggregate import advantages
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardFailure
 from trl import GRPOConfig, GRPOTrainer
@@ -104,11 +106,52 @@ def test_trls_loss_is_the_objective(policy, tmp_path, seen, algorithm) -> None:
     rollouts = [scores for ids, scores in seen["scores"] if len(ids) == 8]
     assert len(rollouts) == 4 // settings.inner_iterations
     assert any(None in scores.raw["redness"] for scores in rollouts)
-    for scores, advantages in zip(rollouts, seen["advantages"], strict=True):
+    for scores, found in zip(rollouts, seen["advantages"], strict=True):
         matrix = torch.from_numpy(scores.matrix())
         weights = torch.tensor([0.5, 1.0], dtype=torch.float64)
         expected = group_advantages(matrix, weights, 4, settings.aggregation, settings.scale_rewards)
-        torch.testing.assert_close(advantages.double(), expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=2e-4)
+
+
+def test_a_spread_floor_reaches_the_advantages(policy, tmp_path, seen) -> None:
+    """Redness misses scores and is held down by its floor; trl's advantages are aggregate.py's."""
+    rewards = {
+        "brightness": TWO_REWARDS["brightness"],
+        "redness": {**TWO_REWARDS["redness"], "spread_floor": 2.0, "options": {"every": 3}},
+    }
+    run_recipe(toy_recipe(policy, tmp_path / "run", 2, rewards=rewards, failure_rate=1.0))
+    rollouts = [(ids, scores.matrix()) for ids, scores in seen["scores"] if len(ids) == 8]
+    for (ids, matrix), found in zip(rollouts, seen["advantages"], strict=True):
+        expected = advantages(matrix, [0.5, 1.0], ids, floors_R=[0.0, 2.0])
+        assert found.tolist() == pytest.approx(expected, abs=2e-4)
+        assert np.abs(expected - advantages(matrix, [0.5, 1.0], ids)).max() > 0.1
+
+
+def test_each_task_is_rewarded_by_its_own_rewards_and_watched(policy, tmp_path, seen) -> None:
+    """Text-to-image without the reward of subject-driven prompts; every entry logs all of its statistics."""
+    rewards = {
+        **TWO_REWARDS,
+        "redness": {**TWO_REWARDS["redness"], "tasks": ["subject"], "on_missing": "stop"},
+        "watched": {"use": f"{HERE}:Brightness", "role": "monitor"},
+    }
+    prompts = {"weights": {"t2i": 1.0, "subject": 1.0}}
+    monitoring = {"window": 3, "significance": 0.2}
+    lines = run_recipe(toy_recipe(policy, tmp_path / "run", 4, rewards=rewards, prompts=prompts, monitoring=monitoring))
+    tasks = set()
+    for ids, scores in seen["scores"]:
+        for row in range(len(ids)):
+            applies = scores.raw["redness"][row] is not None
+            assert applies or scores.reasons["redness"][row] == "does not apply: task 't2i' is not in tasks: [subject]"
+            tasks.add(applies)
+    assert tasks == {True, False}
+    statistics = {"mean", "std", "group_std", "missing", "failed", "saturated", "seconds"}
+    for line in lines[1:]:
+        for name in rewards:
+            assert {key.split("/")[2] for key in line if key.startswith(f"rewards/{name}/")} == statistics
+        assert line["rewards/redness/failed"] == 0.0
+        assert 0.0 < line["diversity_pixels"] < 1.0
+        assert ("copies/share" in line) == (line["rewards/redness/missing"] < 1.0)
+        assert ("hacking/watched" in line) == (line["step"] >= 3)
 
 
 def test_reward_rises_on_prompts_never_trained_on(policy, tmp_path) -> None:
@@ -212,6 +255,14 @@ def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) 
         ),
         ({"algorithm": {"scale_rewards": "none"}}, "algorithm.scale_rewards: expected 'group'"),
         ({"rewards": {"brightness": {"use": f"{HERE}:Brightness", "role": "monitor"}}}, "found monitors only"),
+        ({"monitoring": {"window": 5}}, "monitoring.window: expected more steps for significance 0.001, found 5"),
+        (
+            {
+                "algorithm": {"aggregation": "sum_then_normalize"},
+                "rewards": {"brightness": {"use": f"{HERE}:Brightness", "spread_floor": 0.1}},
+            },
+            "rewards.brightness.spread_floor: expected 0 with aggregation 'sum_then_normalize'",
+        ),
     ],
 )
 def test_recipes_that_do_not_add_up(policy, tmp_path, changes, message) -> None:

@@ -172,6 +172,12 @@ def test_a_run_without_a_model_is_no_input(recipe: Path) -> None:
         ("policy: start\n", "", "recipes/x.yaml: policy: this key has to be given"),
         ("{every: 5}", "{every: [}", "recipes/x.yaml:16: not YAML"),
         ("{every: 5}", "5", "recipes/x.yaml:16: checkpoints: expected a"),
+        (
+            "{role:",
+            "{tasks: [subjct], role:",
+            "rewards.jpeg_size.tasks: unknown task 'subjct'; did you mean 'subject'?",
+        ),
+        ("{role:", "{tasks: [t2i], role:", "expected a task of prompts.weights (subject), found t2i"),
         ("subject: 1", "subjct: 1", "unknown name 'subjct'; did you mean 'subject'?"),
         ("lr: 1e-4", "lr: fast", "recipes/x.yaml:10: optimisation.lr: expected a value of type number"),
     ],
