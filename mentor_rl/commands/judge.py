@@ -49,8 +49,11 @@ def serve_judge(
     print(shlex.join(options.command(name or model)), flush=True)
     if dry_run:
         return
-    signal.signal(signal.SIGTERM, _as_interrupt)
-    run_until_stopped(options, name or model, on_ready=lambda url: print(f"ready: {url} (log: {log})", flush=True))
+    before = signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        run_until_stopped(options, name or model, on_ready=lambda url: print(f"ready: {url} (log: {log})", flush=True))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
