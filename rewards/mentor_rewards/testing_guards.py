@@ -113,16 +113,18 @@ def array_bytes() -> int:
     return total
 
 
-def resident_bytes() -> int | None:
-    """Memory of this process after giving free memory back; None where the system does not tell."""
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell (it is Linux that does)."""
     statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return None
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def trim_memory() -> None:
+    """Collect garbage and give free memory back to the system, where it can be asked to."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _host(address: Any) -> str:

@@ -1,8 +1,4 @@
-"""A pytest plugin: every rule of the contract as a test of its own.
-
-    import pytest
-
-    pytest_plugins = ["mentor_rewards.testing_plugin"]
+"""A pytest plugin (``-p mentor_rewards.testing_plugin``): every rule of the contract as a test of its own.
 
     @pytest.mark.reward_contract
     def test_sharpness():
@@ -40,13 +36,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     from mentor_rewards.testing import RULES
 
     metafunc.fixturenames.append(_RULE)
-    metafunc.parametrize(_RULE, RULES, ids=[rule.name for rule in RULES], indirect=True)
-
-
-@pytest.fixture
-def _mentor_reward_rule(request: pytest.FixtureRequest) -> Any:
-    """The rule that this test tries."""
-    return request.param
+    metafunc.parametrize(_RULE, RULES, ids=[rule.name for rule in RULES])
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -63,7 +53,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     batch, tolerance = options(*marker.args, **marker.kwargs)
     case = Case(_factory(pyfuncitem), sample_batch() if batch is None else batch, tolerance)
     try:
-        result = try_rule(cast("Rule", pyfuncitem.funcargs[_RULE]), case)
+        result = try_rule(cast("Rule", pyfuncitem.callspec.params[_RULE]), case)
     finally:
         case.close()
     if result.outcome == "exempt":

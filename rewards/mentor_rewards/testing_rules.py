@@ -30,6 +30,7 @@ from mentor_rewards.testing_guards import (
     recorded_graphs,
     resident_bytes,
     traced_arrays,
+    trim_memory,
 )
 
 Factory = Callable[[], AnyReward]
@@ -73,9 +74,9 @@ class Loaded:
         self.reward.load(case.device, case.dtype)
         self._runner = asyncio.Runner()
 
-    def answer(self, batch: RewardBatch) -> RewardOutput:
-        """One call that shares no work with others."""
-        fresh = replace(batch, shared={})
+    def answer(self, batch: RewardBatch, copied: bool = True) -> RewardOutput:
+        """One call that shares no work with others, on a copy of the batch: a careless reward may change it."""
+        fresh = _copied(batch) if copied else replace(batch, shared={})
         if inspect.iscoroutinefunction(getattr(self.reward, "ascore", None)):
             output = self._runner.run(cast(AsyncReward, self.reward).ascore(fresh))
         else:
@@ -126,6 +127,13 @@ class Case:
             raise Blocked("'spec' has to hold first")
         return spec
 
+    def require(self, rule: Rule) -> None:
+        """Raise Blocked unless what the rule builds on is there: the spec, and scores of the batch as it stands."""
+        if rule.name != "spec":
+            _ = self.spec
+        if rule.name not in ("spec", "memory", "network", "length"):
+            _ = self.plain
+
     def declares_network(self) -> bool:
         """Whether the spec, as far as there is one, allows connections."""
         try:
@@ -150,7 +158,7 @@ class Case:
 
     def scores(self, batch: RewardBatch) -> list[float | None]:
         """Scores of the shared reward on a batch of its own."""
-        return self.loaded.scores(_copied(batch))
+        return self.loaded.scores(batch)
 
     def close(self) -> None:
         """Unload the shared reward."""
@@ -171,7 +179,6 @@ def _check_form(output: Any, n: int) -> None:
 
 
 def _copied(batch: RewardBatch) -> RewardBatch:
-    """A batch that a careless reward can change without spoiling the next rule."""
     return replace(
         batch,
         images=[image.copy() for image in batch.images],
@@ -201,21 +208,21 @@ def _spec(case: Case) -> str | None:
 
 def _memory(case: Case) -> str | None:
     case.close()
+    start = resident_bytes()
     with traced_arrays():
         before = array_bytes()
-        held = _used(case)
+        held, peak = _used(case)
         kept = array_bytes() - before
     if kept > ARRAY_SLACK:
         return f"{_mib(kept)} of arrays and tensors are still alive after unload (allowed: {_mib(ARRAY_SLACK)})"
     del held
-    start = resident_bytes()
-    if start is None:
-        return None
-    second = Loaded(case)
-    second.answer(case.batch)
-    taken = (resident_bytes() or 0) - start
-    second.close()
-    left = (resident_bytes() or 0) - start
+    if peak - start < RSS_SLACK:
+        return None  # nothing large was loaded
+    trim_memory()
+    start = resident_bytes()  # anew: what the first load imported stays
+    _held, peak = _used(case)
+    trim_memory()
+    left, taken = resident_bytes() - start, peak - start
     if left > max(RSS_SLACK, taken / 2):
         return (
             f"{_mib(left)} of the {_mib(taken)} that load took are not given back (allowed: {_mib(RSS_SLACK)} or half)"
@@ -223,12 +230,16 @@ def _memory(case: Case) -> str | None:
     return None
 
 
-def _used(case: Case) -> AnyReward:
-    """A reward after load, one score and unload."""
+def _used(case: Case) -> tuple[AnyReward, int]:
+    """A reward after load, one score and unload; and the memory of the process before unload."""
     loaded = Loaded(case)
-    loaded.answer(case.batch)
+    try:
+        loaded.answer(case.batch)
+    except Exception as error:
+        raise Blocked("'length' has to hold first") from error
+    peak = resident_bytes()
     loaded.close()
-    return loaded.reward
+    return loaded.reward, peak
 
 
 def _mib(size: float) -> str:
@@ -242,9 +253,9 @@ def _network(case: Case) -> str | None:
     with blocked_network() as attempts:
         try:
             _used(case)
-        except Exception as error:
+        except Exception:
             if not attempts:
-                raise Blocked("'length' has to hold first") from error
+                raise
     if not attempts:
         return None
     return (
@@ -369,7 +380,7 @@ def _inputs(case: Case) -> str | None:
     batch = _copied(case.batch)
     names = ("images", "prompts", "references", "subjects", "group_ids", "metadata")
     before = {name: _state(getattr(batch, name)) for name in names}
-    case.loaded.answer(batch)
+    case.loaded.answer(batch, copied=False)
     changed = [name for name in names if _state(getattr(batch, name)) != before[name]]
     return f"{' and '.join(changed)} of the batch were changed" if changed else None
 

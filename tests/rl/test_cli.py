@@ -120,8 +120,9 @@ def test_recipes_are_listed(mentor: Shell) -> None:
         ),
         (["sample", "no/model", "--text", "a fox"], "no/model: expected a model folder or a finished run"),
         (["export", "no/run", "out"], "no/run: expected a run folder, found no such folder"),
-        (["rewards", "describe", "stile"], "unknown reward 'stile'; did you mean 'style'?"),
-        (["rewards", "score", "jpeg_size", "x.yaml"], "x.yaml: expected a picture"),
+        (["rewards", "show", "stile"], "unknown reward 'stile'; did you mean 'style'?"),
+        (["rewards", "score", "jpeg_size", "--images", "x.yaml"], "x.yaml: expected a folder of pictures"),
+        (["rewards", "new", "jpeg_size"], "new: the name 'jpeg_size' is taken by mentor_rewards.jpeg_size:JpegSize"),
         (["rewards", "check", "plug.py:Redness"], "reward 'plug.py:Redness': expected a plugin file, found none at"),
     ],
 )
@@ -246,12 +247,13 @@ def test_exceptions_that_are_bugs_stay_bugs() -> None:
 
 def test_a_plugin_is_checked_and_scores(mentor: Shell) -> None:
     Path("plug.py").write_text(PLUGIN, encoding="utf-8")
-    Image.new("RGB", (8, 8), (200, 0, 0)).save("red.png")
-    code, out, _ = mentor("rewards", "score", "plug.py:Redness", "red.png", "red.png")
-    assert (code, out) == (0, "red.png: 200\nred.png: 200\n")
+    Path("pictures").mkdir()
+    Image.new("RGB", (8, 8), (200, 0, 0)).save("pictures/red.png")
+    code, out, _ = mentor("rewards", "score", "plug.py:Redness", "--images", "pictures")
+    assert (code, out) == (0, "row,file,prompt,Redness,Redness.reason\n0,red.png,,200.0,\n")
     code, out, _ = mentor("rewards", "check", "plug.py:Redness")
     assert code == 0
-    assert "holds" in out
+    assert "holds    order" in out
 
 
 def _commands(page: Path) -> Iterator[list[str]]:
