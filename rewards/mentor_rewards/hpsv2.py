@@ -123,7 +123,10 @@ def _upstream(device: str) -> Any:
         from hpsv2 import img_score
     except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit raises RuntimeError
         reason = str(error).splitlines()[0]
-        raise RewardError(f"backend upstream: {reason}; install the extra: pip install 'mentor-rl[hpsv2]'") from error
+        raise RewardError(
+            f"backend upstream: {reason}; it needs a torchvision that fits torch, and the extra: "
+            "pip install 'mentor-rl[hpsv2]'"
+        ) from error
     if device.partition(":")[0] != img_score.device:
         raise RewardError(f"backend upstream: hpsv2 chose the device '{img_score.device}', the entry says '{device}'")
     return img_score
