@@ -4,9 +4,9 @@
     GET  /rewards  the specs, see wire.Listing
     POST /score    see wire.py
 
-Raw scores are served: weight, scale, clip, role and ``on_missing`` of the served entries have no effect, they are the
-trainer's. Faults are JSON ``{"error": line}``: 400 malformed (names the field), 401 token, 404 unknown reward (names
-the nearest), 413 too large, 415 not JSON, 500 the reward failed (with its name).
+Raw scores are served: weight, scale, clip, tasks, role and ``on_missing`` of the served entries have no effect, they
+are the trainer's. Faults are JSON ``{"error": line}``: 400 malformed (names the field), 401 token, 404 unknown reward
+(names the nearest), 413 too large, 415 not JSON, 500 the reward failed (with its name).
 
 A server listens on the loopback device unless told otherwise, and then demands a token, read from an environment
 variable. It speaks plain HTTP: across networks that others can read, put a TLS proxy or an SSH tunnel in front.
@@ -14,8 +14,6 @@ variable. It speaks plain HTTP: across networks that others can read, put a TLS 
 
 from __future__ import annotations
 
-import argparse
-import os
 import socket
 import threading
 import time
@@ -31,7 +29,7 @@ from pydantic import ValidationError
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardEntry, RewardError, nearest
 from mentor_rewards.micro_batching import Batching
-from mentor_rewards.wire import MEGA, Limits, is_loopback
+from mentor_rewards.wire import Limits, is_loopback, read_token
 
 if TYPE_CHECKING:
     import uvicorn
@@ -58,50 +56,18 @@ class Settings:
 
     def token(self) -> str | None:
         """The token to demand, None for none. Raises RewardError where one is needed and none is set."""
-        if self.token_env is None:
-            if not is_loopback(self.host):
-                raise RewardError(
-                    f"serve: host {self.host} can be reached from other machines: expected --token-env NAME, the "
-                    "environment variable that holds the token, found none"
-                )
-            return None
-        token = os.environ.get(self.token_env, "").strip()
-        if not token:
-            raise RewardError(f"serve: expected a token in the environment variable {self.token_env}, found none")
-        return token
-
-
-def settings_of(
-    host: str, port: int, token_env: str | None, max_wait_ms: float, max_pictures: int, max_body_mb: int
-) -> Settings:
-    """Settings in the units of the command lines."""
-    batching = Batching(max_wait=max_wait_ms / 1000, max_pictures=max_pictures)
-    return Settings(host, port, token_env, batching, Limits(body=max_body_mb * MEGA))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``python -m mentor_rewards serve``."""
-    parser.add_argument("recipe", type=Path, help="any YAML file with a section 'rewards'")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="serve only this entry; repeatable")
-    parser.add_argument("--host", default=LOOPBACK, help="any but a loopback address needs --token-env")
-    parser.add_argument("--port", type=int, default=8765, help="0 takes a free one")
-    parser.add_argument("--token-env", metavar="NAME", help="environment variable with the token")
-    parser.add_argument("--max-wait-ms", type=float, default=5.0, help="how long a request waits for others")
-    parser.add_argument("--max-pictures", type=int, default=64, help="pictures that are scored together")
-    parser.add_argument("--max-body-mb", type=int, default=256, help="largest request, in MiB")
-    parser.set_defaults(command=_serve_parsed)
-
-
-def _serve_parsed(parsed: argparse.Namespace) -> int:
-    settings = settings_of(
-        parsed.host, parsed.port, parsed.token_env, parsed.max_wait_ms, parsed.max_pictures, parsed.max_body_mb
-    )
-    serve_recipe(parsed.recipe, settings, parsed.only)
-    return 0
+        if self.token_env is not None:
+            return read_token(self.token_env)
+        if not is_loopback(self.host):
+            raise RewardError(
+                f"serve: host {self.host} can be reached from other machines: expected --token-env NAME, the "
+                "environment variable that holds the token, found none"
+            )
+        return None
 
 
 def serve_recipe(recipe: Path, settings: Settings, only: Sequence[str] = ()) -> None:
-    """Serve the ``rewards:`` section of a YAML file until Ctrl-C or SIGTERM; what both command lines call.
+    """Serve the ``rewards:`` section of a YAML file until Ctrl-C or SIGTERM.
 
     Raises:
         RewardError: a file, entry, address or token that cannot be used as given.
@@ -109,7 +75,8 @@ def serve_recipe(recipe: Path, settings: Settings, only: Sequence[str] = ()) -> 
     try:
         document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RewardError(f"{recipe}: cannot read this recipe: {error}") from error
+        reason = getattr(error, "strerror", None) or "expected a text file in UTF-8, found other bytes"
+        raise RewardError(f"{recipe}: cannot read this recipe: {reason}") from error
     except yaml.YAMLError as error:
         raise RewardError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
     serve(read_entries(document, str(recipe), only), settings, recipe.parent)
@@ -157,6 +124,8 @@ def serving(
         try:
             while thread.is_alive() and not server.started:
                 time.sleep(0.002)
+            if not server.started:
+                raise RewardError("serve: the server did not start, see its log")
             yield _url(listener)
         finally:
             server.should_exit = True
@@ -209,11 +178,11 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def _loaded(entries: Mapping[str, RewardEntry], base: Path | None) -> Iterator[dict[str, Composite]]:
-    """A composite for each entry. As monitors: in which direction a score is good is the trainer's business."""
+    """A composite for each entry. Which tasks it is for, and whether more is better, is the trainer's business."""
+    raw = {"role": "monitor", "tasks": None}
     with ExitStack() as stack:
         composites = {
-            name: Composite({name: entry.model_copy(update={"role": "monitor"})}, base=base)
-            for name, entry in entries.items()
+            name: Composite({name: entry.model_copy(update=raw)}, base=base) for name, entry in entries.items()
         }
         for composite in composites.values():
             stack.enter_context(composite)
