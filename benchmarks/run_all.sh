@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# All figures of RESULTS.md anew: under 20 minutes on two CPU cores, which should have nothing else to do.
+# Records go to records/, the page is made of them. MENTOR=... names another command than `mentor`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+read -ra mentor <<< "${MENTOR:-mentor}"
+records=benchmarks/records
+
+bench() { # NAME ARGUMENTS...
+    echo "== $1"
+    "${mentor[@]}" bench "${@:2}" --out "$records/$1.json"
+}
+
+against=(--batch 32 --prompts 4 --guidance 7.5 --prefix 120 --against reference)
+
+bench rollout_tiny_float32 rollout --size tiny "${against[@]}" --tokens 256 --dtype float32 --repeats 3
+bench rollout_tiny_bfloat16 rollout --size tiny "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 32
+bench rollout_B_float32 rollout --size B "${against[@]}" --tokens 256 --dtype float32 --repeats 3 --timed 16 --compared 64
+bench rollout_B_bfloat16 rollout --size B "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 8 --compared 4
+bench grpo_tiny grpo --size tiny --steps 6
+bench sft_tiny sft --size tiny --batch 32 --steps 3
+bench load_XL load --size XL
+
+"${mentor[@]}" bench table "$records" --out benchmarks/RESULTS.md
