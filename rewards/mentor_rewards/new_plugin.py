@@ -7,6 +7,7 @@ class's.
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,7 @@ def write_plugin(name: str, out: Path | None = None) -> Path:
     Raises:
         RewardError: a name that is none or is taken, or a folder that is not empty.
     """
-    if not name.isidentifier() or not name.isascii() or name != name.lower() or keyword.iskeyword(name):
+    if not re.fullmatch("[a-z][a-z0-9_]*[a-z0-9]", name) or keyword.iskeyword(name):
         raise RewardError(f"new: expected a snake_case name such as 'colour_contrast', found '{name}'")
     for found in listed():
         if found.name == name:
@@ -37,12 +38,11 @@ def write_plugin(name: str, out: Path | None = None) -> Path:
     folder = out or Path(name)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise RewardError(f"new: {folder}: expected a new or empty folder, found files in it")
-    class_name = "".join(part.capitalize() for part in name.split("_")) or name
     words = {
         "name": name,
-        "module": f"{name.strip('_')}_reward",
-        "class_name": class_name if class_name.isidentifier() else f"Reward{class_name}",
-        "package": f"{name.strip('_').replace('_', '-')}-reward",
+        "module": f"{name}_reward",
+        "class_name": "".join(part.capitalize() for part in name.split("_")),
+        "package": f"{name.replace('_', '-')}-reward",
         "needs": _requirement(),
     }
     for file in _files(TEMPLATE):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mentor_rewards.__main__ import main
 from mentor_rewards.contract import RewardEntry, RewardError
 from mentor_rewards.registry import BUILT_IN, build_reward, describe, names
 
@@ -83,6 +84,71 @@ def test_plugin_file_beside_the_recipe(recipe_folder: Path) -> None:
     found = describe("plugin.py:Brightness", recipe_folder)
     assert found.about == "Mean of all bytes."
     assert [(o.name, o.default) for o in found.options] == [("gain", None), ("mode", "'mean'"), ("table", "None")]
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of installed packages: four that are broken in their own ways, two that want one name."""
+    points = {
+        "raises": "raises = raising_plugin:Raises",
+        "exits": "exits = exiting_plugin:Exits",
+        "gone": "gone = no_such_plugin:Gone",
+        "malformed": "malformed = nothing",
+        "twin1": "twin = raising_plugin:One\nstyle = raising_plugin:Style",
+        "twin2": "twin = raising_plugin:Two",
+    }
+    for package, lines in points.items():
+        folder = tmp_path / f"{package}-1.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (folder / "entry_points.txt").write_text(f"[mentor.rewards]\n{lines}\n")
+    (tmp_path / "raising_plugin.py").write_text("raise RuntimeError('broken\\nin two lines')\n")
+    (tmp_path / "exiting_plugin.py").write_text("import sys; sys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_broken_plugin_cannot_break_the_list(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["list"])
+    assert done.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    words = {line.split()[0]: line.split()[1:4] for line in lines}
+    assert words["raises"] == ["raising_plugin:Raises", "raises", "1.0"]
+    assert words["malformed"] == ["nothing", "malformed", "1.0"]
+    assert set(BUILT_IN) < set(words)
+    assert any("(name taken by a built-in: use raising_plugin:Style)" in line for line in lines)
+    assert not {"raising_plugin", "exiting_plugin"} & set(sys.modules)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("raises", "raising_plugin fails on import: RuntimeError: broken in two lines"),
+        ("exits", "exiting_plugin fails on import: SystemExit: 3"),
+        ("gone", "cannot import no_such_plugin: No module named 'no_such_plugin'"),
+        ("malformed", "expected package.module:Class, found 'nothing'"),
+        ("twin", "two packages have this name: raising_plugin:One .twin1 1.0. and raising_plugin:Two .twin2 1.0.; say"),
+    ],
+)
+def test_a_broken_plugin_is_one_line_when_it_is_named(site: Path, name: str, message: str) -> None:
+    with pytest.raises(RewardError, match=message) as caught:
+        describe(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_show_says_all_that_is_declared(recipe_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["show", f"{recipe_folder}/plugin.py:Brightness"])
+    shown = capsys.readouterr().out
+    for part in (
+        "Brightness: Mean of all bytes.",
+        "range     0 to 255, higher is better",
+        "licence   unknown",
+        "needs     the picture only",
+        "option    gain: float, required",
+    ):
+        assert part in shown
 
 
 def test_dotted_module() -> None:
