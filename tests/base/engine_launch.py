@@ -48,6 +48,7 @@ def environment(engine: str) -> dict[str, str]:
     given = ["--config_file", str(file), "--num_processes", "2", "--mixed_precision", "no", "--main_process_port", "0"]
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args([*given, "script.py"]))
     if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""  # as the launch command sets it; our JSON has all of them
         found: dict[str, str] = prepare_deepspeed_cmd_env(args)[1]
     else:
         found = prepare_multi_gpu_env(args)

@@ -101,5 +101,5 @@ def test_a_policy_with_queries_goes_round_in_our_own_format_alone(tmp_path: Path
     found, expected = its_processor(mixed_prompts()), processor(mixed_prompts())
     assert found["guide_ids"].tolist() == expected["guide_ids"].tolist()
     assert torch.equal(again(mode="encode", **found).features_KTC, model(mode="encode", **expected).features_KTC)
-    with pytest.raises(UserError, match="expected .*, the only value that MENTOR.s code knows"):
+    with pytest.raises(UserError, match=r"expected .*, the only value that MENTOR.s code knows"):
         export_reference(tmp_path / "again", tmp_path / "x.safetensors", "mentor")
