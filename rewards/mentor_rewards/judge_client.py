@@ -87,7 +87,8 @@ class JudgeClient:
         client, slots = self._open()
         try:
             async with slots:
-                reply = await client.chat.completions.create(**body)
+                # chat.completions.create walks through every field of the body by type: a third of a call's time
+                reply = await client.post("/chat/completions", cast_to=openai.types.chat.ChatCompletion, body=body)
         except openai.APIStatusError as error:
             if error.status_code < 500 and error.status_code not in RETRIED_STATUS:
                 raise RewardError(

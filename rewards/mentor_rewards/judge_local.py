@@ -54,8 +54,8 @@ class LocalJudge:
             raise RewardError(
                 f"backend: local cannot load the judge {model}: {' '.join(str(error).split())}"
             ) from error
-        self._image_token = getattr(weights.config, "image_token_id", None)
-        if self._tokenizer.chat_template is None or self._image_token is None:
+        self._image_token = int(getattr(weights.config, "image_token_id", -1))
+        if self._tokenizer.chat_template is None or self._image_token < 0:
             raise RewardError(
                 f"backend: local expected a Qwen-VL chat model, found {weights.config.model_type} at {model}"
             )
