@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from transformers.integrations import deepspeed
 from transformers.utils import logging
 
 from mentor_base.errors import UserError, nearest
@@ -130,7 +131,7 @@ def strict_from_pretrained(load: Callable[..., Any], kind: str, path: Any, *args
     kwargs.setdefault("dtype", torch.float32)
     wants_report = kwargs.pop("output_loading_info", False)
     try:
-        with quiet():
+        with quiet(), loaded_whole():
             model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
         raise UserError(f"{path}: expected whole safetensors files, found a damaged one: {error}") from error
@@ -148,6 +149,19 @@ def _looks(folder: Any) -> str:
     from mentor_base.interchange.weight_files import read_weights
 
     return looks_like(read_weights(folder).tensors)
+
+
+@contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Once it has met ZeRO-3, transformers deals out what it loads: empty tensors until an engine comes, which a T5
+    beside the policy never meets, and which are no tokenizer to keep. Policies are loaded whole; the engine deals out.
+    """
+    held = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = held
 
 
 @contextmanager
