@@ -15,8 +15,8 @@ against=(--batch 32 --prompts 4 --guidance 7.5 --prefix 120 --against reference)
 
 bench rollout_tiny_float32 rollout --size tiny "${against[@]}" --tokens 256 --dtype float32 --repeats 3
 bench rollout_tiny_bfloat16 rollout --size tiny "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 32
-bench rollout_B_float32 rollout --size B "${against[@]}" --tokens 256 --dtype float32 --repeats 3 --timed 16 --compared 64
-bench rollout_B_bfloat16 rollout --size B "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 8 --compared 4
+bench rollout_B_float32 rollout --size B "${against[@]}" --tokens 256 --dtype float32 --repeats 3 --timed 16
+bench rollout_B_bfloat16 rollout --size B "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 8 --compared 16
 bench grpo_tiny grpo --size tiny --steps 6
 bench sft_tiny sft --size tiny --batch 32 --steps 3
 bench load_XL load --size XL

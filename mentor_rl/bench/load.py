@@ -82,16 +82,18 @@ def write_parts(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+    from mentor_base.checkpoint import quiet
     from mentor_base.vq import VQConfig, VQModel
 
     tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     text = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    T5EncoderModel(T5Config(**SMALL_T5, feed_forward_proj="gated-gelu")).save_pretrained(str(folder / "t5"))
-    text.save_pretrained(str(folder / "t5"))
     vision = CLIPVisionConfig(**SMALL_CLIP, image_size=28, patch_size=14)
-    CLIPVisionModel(vision).save_pretrained(str(folder / "clip"))
-    VQModel(VQConfig(**SMALL_VQ)).save_pretrained(str(folder / "vq"))
+    with quiet():
+        T5EncoderModel(T5Config(**SMALL_T5, feed_forward_proj="gated-gelu")).save_pretrained(str(folder / "t5"))
+        text.save_pretrained(str(folder / "t5"))
+        CLIPVisionModel(vision).save_pretrained(str(folder / "clip"))
+        VQModel(VQConfig(**SMALL_VQ)).save_pretrained(str(folder / "vq"))
 
 
 def _in_process(work: str, folder: Path, measured: Path) -> dict[str, float]:
