@@ -1,8 +1,9 @@
 """Products with weights, in the precision that the processor has units for.
 
 A CPU without bfloat16 units (neither AVX-512 nor Arm's BF16) multiplies bfloat16 matrices in torch with plain loops:
-at 64 rows and more, 5 to 9 times slower than float32 on one core of an AMD EPYC (Zen 3). There the operands are widened, the
-product is taken in float32 and its result rounded once, which is what bfloat16 units do too. Weights stay as they are.
+at 64 rows and more, 5 to 9 times slower than float32 on one core of an AMD EPYC (Zen 3). There the operands are
+widened, the product is taken in float32 and its result rounded once, which is what bfloat16 units do too. Weights stay
+as they are.
 """
 
 from __future__ import annotations
