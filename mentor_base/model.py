@@ -72,7 +72,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         self.warnings_issued: dict[str, bool] = {}  # trl writes into it
         self.post_init()
         present = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules &= present  # FSDP refuses the name of a class that is not there
+        # FSDP refuses the name of a class that is not there. post_init has made a set of the list.
+        self._no_split_modules = present.intersection(self._no_split_modules)  # type: ignore[assignment]
         tied = self.encoder.text.all_tied_weights_keys  # transformers collects those of direct children only
         self.all_tied_weights_keys.update({f"encoder.text.{k}": f"encoder.text.{v}" for k, v in tied.items()})
         self._freeze_vq()
