@@ -35,7 +35,7 @@ def attempt(engine: str, script: Path, *arguments: str | Path) -> subprocess.Com
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1500,
     )
 
 

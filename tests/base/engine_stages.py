@@ -61,7 +61,7 @@ def make_world(folder: Path) -> Path:
 
 
 def run_stage(world: Path, out: Path, kind: str) -> Path:
-    """Text-only rows and rows with pictures, mixed; validation with a drawn grid before, amid and after."""
+    """Text-only rows and rows with pictures, mixed; validation with a drawn grid before and after."""
     mentor_base.sft.load_policy = lambda path: without_dropout(*load_policy(path))
     rows = str(world / "rows.jsonl")
     weights = {"t2i": 1} if kind == "projector" else {"t2i": 1, "reconstruction": 1}
@@ -76,8 +76,8 @@ def run_stage(world: Path, out: Path, kind: str) -> Path:
         out / kind,
         stage=stage,
         optimisation=Optimisation(lr=1e-2, steps=STEPS, batch=4, micro_batch=1, threads=1, gradient_checkpointing=True),
-        validation=Validation(every=2, examples=3, grid=1),
-        checkpoints=Checkpoints(every=2),
+        validation=Validation(every=STEPS, examples=3, grid=1),
+        checkpoints=Checkpoints(every=STEPS),
     )
     return run.path
 
