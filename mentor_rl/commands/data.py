@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import BaseModel
 
 from mentor_base.errors import UserError
-from mentor_base.runlog import BROKEN
-from mentor_base.settings import RowData
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.table import Table
 
+    from mentor_base.data.broken import BrokenRows
     from mentor_base.data.check import DataCheck
     from mentor_base.data.mentor_import import ImportCounts
     from mentor_base.data.rows import Row
     from mentor_base.progress import ProgressBar
+    from mentor_base.settings import RowData
 
 data_app = typer.Typer(help="Check, convert and pack training data.", no_args_is_help=True)
 
@@ -85,6 +85,7 @@ def import_mentor_rows(
 
     from mentor_base.data.broken import BrokenRows
     from mentor_base.data.mentor_import import ImportOptions, import_mentor, read_backgrounds
+    from mentor_base.runlog import BROKEN
 
     options = ImportOptions(
         root=root or source.parent,
@@ -102,7 +103,7 @@ def import_mentor_rows(
     counts = import_mentor(source, out, options, broken)
     Console().print(_import_table(counts))
     print(f"{out / 'rows.jsonl'}: {counts.written.total()} rows")
-    _say_broken(broken.met, out)
+    _say_broken(broken)
 
 
 @data_app.command("shard")
@@ -116,6 +117,7 @@ def shard_rows(
     from mentor_base.data.shard_writer import write_shards
     from mentor_base.data.sources import count_rows
     from mentor_base.progress import ProgressBar
+    from mentor_base.runlog import BROKEN
 
     data, files = _one_section(source)
     refuse_full(out)
@@ -125,7 +127,7 @@ def shard_rows(
         with ProgressBar(f"packing {split}", sum(count_rows(data, path) for path in paths)) as bar:
             shards = write_shards(_counted(data, paths, bar), out, split, size, broken)
         print(f"{out}/{split}-*.tar: {len(shards)} shards")
-    _say_broken(broken.met, out)
+    _say_broken(broken)
 
 
 @data_app.command("encode")
@@ -144,6 +146,7 @@ def encode_rows(
     from mentor_base.data.encode import encode_split, start_folder
     from mentor_base.data.sources import count_rows
     from mentor_base.progress import ProgressBar
+    from mentor_base.runlog import BROKEN
 
     data, files = _one_section(source)
     vq = load_tokenizer_of(tokenizer).to(torch.accelerator.current_accelerator() or "cpu")
@@ -156,7 +159,7 @@ def encode_rows(
         with ProgressBar(f"encoding {split}", sum(count_rows(data, path) for path in paths)) as bar:
             count = encode_split(_counted(data, paths, bar), out, split, manifest, vq, batch, broken)
         print(f"{out}/{split}-*.tar: {count} rows with codes of tokenizer {manifest['tokenizer']}")
-    _say_broken(broken.met, out)
+    _say_broken(broken)
 
 
 def row_sections(source: str) -> list[RowData]:
@@ -185,6 +188,10 @@ def refuse_full(out: Path) -> None:
 
 
 def _row_sections(section: BaseModel) -> Iterator[RowData]:
+    from pydantic import BaseModel
+
+    from mentor_base.settings import RowData
+
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, RowData):
@@ -221,9 +228,9 @@ def _pair(text: str) -> tuple[str, str]:
     return old, new
 
 
-def _say_broken(count: int, out: Path) -> None:
-    if count:
-        print(f"{count} rows with broken pictures were left out; {out / BROKEN} names them")
+def _say_broken(broken: BrokenRows) -> None:
+    if broken.met:
+        print(f"{broken.met} rows with broken pictures were left out; {broken.report} names them")
 
 
 def _check_table(split: str, found: DataCheck) -> Table:
