@@ -33,11 +33,10 @@ def run_demo(out: Path, steps: int) -> None:
     tuned = out / "grpo"
     train_recipe(RECIPES / "grpo_subject.yaml", [f"run={tuned}", f"optimisation.steps={steps}"], dry_run=False)
 
-    console.rule("2/4  EmojiBench on what training never saw: without guidance, then each at its own best")
-    plain, bench = out / "bench_without_guidance", out / "bench"
+    console.rule("2/4  EmojiBench on what training never saw, each policy at its own best guidance")
+    bench = out / "bench"
     policies = f"policies={{before: checkpoints/stage2, after: {tuned}}}"
-    for run, settings in ((plain, ("guidance=[1]", "baselines=false")), (bench, ("guidance=[1,2,3,4]",))):
-        evaluate_recipe(RECIPES / "bench.yaml", [f"run={run}", policies, *BENCH, *settings], dry_run=False)
+    evaluate_recipe(RECIPES / "bench.yaml", [f"run={bench}", policies, *BENCH], dry_run=False)
 
     console.rule("3/4  Export")
     policy = out / "policy"
@@ -47,10 +46,9 @@ def run_demo(out: Path, steps: int) -> None:
     console.print(f'  mentor sample {policy} --text "a fox in flat style on a blue background" --out fox.png')
 
     console.rule("4/4  Report")
-    page = write_report([tuned, bench, plain], out / "report.html")
+    page = write_report([tuned, bench], out / "report.html")
     console.print(f"{page}: open it in a browser")
-    for run in (plain, bench):
-        console.print(_verdict(Result.read(run / "results" / "emojibench.json")))
+    console.print(_verdict(Result.read(bench / "results" / "emojibench.json")))
     console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
@@ -59,5 +57,5 @@ def _verdict(result: Result) -> str:
     split, changes = list(compare(result, result, "before", "after").items())[-1]
     parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
     scales = result.details["guidance"].values()
-    asked = "without guidance" if set(scales) == {1} else f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
+    asked = f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
     return f"{split.replace('_', ' ')}, {asked}: {', '.join(parts)} (95 % bootstrap over items)"

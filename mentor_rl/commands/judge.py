@@ -9,10 +9,8 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from mentor_rewards.judge_server import DEFAULT_MODEL, ServeOptions, run_until_stopped
 
 judge_app = typer.Typer(help="The judge behind qwen_vl_t2i and qwen_vl_subject.", no_args_is_help=True)
-DEFAULT = ServeOptions()
 
 
 @judge_app.callback()
@@ -25,33 +23,41 @@ def serve_judge(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="[-- ARGUMENT...]", help="Further arguments for vllm.")
     ] = None,
-    model: Annotated[str, typer.Option(help="Folder or hub id.")] = DEFAULT_MODEL,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id; default: Qwen2.5-VL-7B.")] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; default: as --model.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = DEFAULT.port,
-    python: Annotated[str, typer.Option(help="Interpreter of the environment that has vllm.")] = DEFAULT.python,
-    pictures: Annotated[int, typer.Option(min=1, help="Most pictures of one question.")] = DEFAULT.pictures,
-    context: Annotated[int, typer.Option(min=1, help="Longest question with its answer, tokens.")] = DEFAULT.context,
-    start_timeout: Annotated[float, typer.Option(help="Seconds until it has to be healthy.")] = DEFAULT.start_timeout,
-    log: Annotated[Path, typer.Option(help="File for the server's output.")] = DEFAULT.log,
+    port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    python: Annotated[str | None, typer.Option(help="Interpreter of the environment that has vllm.")] = None,
+    pictures: Annotated[int | None, typer.Option(min=1, help="Most pictures of one question.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Longest question with its answer, tokens.")] = None,
+    start_timeout: Annotated[float | None, typer.Option(help="Seconds until it has to be healthy.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File for the server's output.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:
-    """Launch a judge, wait until it is healthy, and stop it on Ctrl-C or SIGTERM."""
-    options = ServeOptions(
-        model=model,
-        port=port,
-        python=python,
-        arguments=tuple(arguments or ()),
-        pictures=pictures,
-        context=context,
-        start_timeout=start_timeout,
-        log=log,
-    )
+    """Launch a judge, wait until it is healthy, and stop it on Ctrl-C or SIGTERM.
+
+    Defaults are those of the option `serve` of a judge reward: `mentor rewards show qwen_vl_t2i`.
+    """
+    from mentor_rewards.judge_server import DEFAULT_MODEL, ServeOptions, run_until_stopped
+
+    model = model or DEFAULT_MODEL
+    given = {
+        "port": port,
+        "python": python,
+        "arguments": tuple(arguments or ()),
+        "pictures": pictures,
+        "context": context,
+        "start_timeout": start_timeout,
+        "log": log,
+    }
+    options = ServeOptions.model_validate({"model": model, **{k: v for k, v in given.items() if v is not None}})
     print(shlex.join(options.command(name or model)), flush=True)
     if dry_run:
         return
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        run_until_stopped(options, name or model, on_ready=lambda url: print(f"ready: {url} (log: {log})", flush=True))
+        run_until_stopped(
+            options, name or model, on_ready=lambda url: print(f"ready: {url} (log: {options.log})", flush=True)
+        )
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -107,7 +107,9 @@ def array_bytes() -> int:
         total += sum(trace.size for trace in snapshot.traces)
     torch = sys.modules.get("torch")
     if torch is not None:
-        tensors = (found for found in gc.get_objects() if issubclass(type(found), torch.Tensor))
+        # Plain tensors only: a wrapper of another type (torch.compile leaves some) may have no storage of its own.
+        plain = (torch.Tensor, torch.nn.Parameter)
+        tensors = (found for found in gc.get_objects() if type(found) in plain)
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}
         total += sum(storages.values())
     return total

@@ -62,6 +62,8 @@ def free_port() -> int:
 
 
 def take_the_cpu_for_a_gpu() -> None:
+    if not {os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED")} & {"true"}:
+        return  # DDP runs on CPUs as it is
     import torch
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType

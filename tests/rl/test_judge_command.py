@@ -46,7 +46,11 @@ def test_it_serves_until_it_is_asked_to_stop(tmp_path: Path, number: signal.Sign
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mentor_rl", "judge", "serve", "--port", str(port), "--python", str(script)]
     process = subprocess.Popen(
-        [*command, "--log", str(tmp_path / "log")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--log", str(tmp_path / "log")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a suite in the background ignores it
     )
     assert process.stdout is not None
     assert "vllm.entrypoints" in process.stdout.readline()
