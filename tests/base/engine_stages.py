@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 from PIL import Image
 from policies import small_policy
@@ -62,7 +63,6 @@ def make_world(folder: Path) -> Path:
 
 def run_stage(world: Path, out: Path, kind: str) -> Path:
     """Text-only rows and rows with pictures, mixed; validation with a drawn grid before and after."""
-    mentor_base.sft.load_policy = lambda path: without_dropout(*load_policy(path))
     rows = str(world / "rows.jsonl")
     weights = {"t2i": 1} if kind == "projector" else {"t2i": 1, "reconstruction": 1}
     stage = Stage(
@@ -71,14 +71,17 @@ def run_stage(world: Path, out: Path, kind: str) -> Path:
         train=TRAINED[kind],
         captioner=str(world / "t5") if kind == "projector" else None,
     )
-    run = train_tiny(
-        world / "policy",
-        out / kind,
-        stage=stage,
-        optimisation=Optimisation(lr=1e-2, steps=STEPS, batch=4, micro_batch=1, threads=1, gradient_checkpointing=True),
-        validation=Validation(every=STEPS, examples=3, grid=1),
-        checkpoints=Checkpoints(every=STEPS),
-    )
+    with patch.object(mentor_base.sft, "load_policy", lambda path: without_dropout(*load_policy(path))):
+        run = train_tiny(
+            world / "policy",
+            out / kind,
+            stage=stage,
+            optimisation=Optimisation(
+                lr=1e-2, steps=STEPS, batch=4, micro_batch=1, threads=1, gradient_checkpointing=True
+            ),
+            validation=Validation(every=STEPS, examples=3, grid=1),
+            checkpoints=Checkpoints(every=STEPS),
+        )
     return run.path
 
 
