@@ -55,7 +55,7 @@ def options(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs, the report and the export.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of GRPO.")] = 120,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of GRPO.")] = 150,
 ) -> None:
     """From the shipped checkpoint to a measurably better one: GRPO, benchmark, export and report."""
     from mentor_rl.demo import run_demo

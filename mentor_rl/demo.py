@@ -20,6 +20,8 @@ from mentor_rl.export import export_run
 from mentor_rl.report import write_report
 
 RECIPES = Path("recipes/emoji")
+# Without guidance a step is cheaper and its gain larger: what 300 steps at guidance 3 give would take half an hour.
+SHORT = ("algorithm.guidance.scale=1", "rewards.style.weight=2")
 BENCH = ("items=96", "splits=[unseen_subjects,unseen_pairs]", "seeds=[0,1,2]")
 
 
@@ -31,12 +33,13 @@ def run_demo(out: Path, steps: int) -> None:
 
     console.rule("1/4  GRPO on the shipped policy")
     tuned = out / "grpo"
-    train_recipe(RECIPES / "grpo_subject.yaml", [f"run={tuned}", f"optimisation.steps={steps}"], dry_run=False)
+    train_recipe(RECIPES / "grpo_subject.yaml", [f"run={tuned}", f"optimisation.steps={steps}", *SHORT], dry_run=False)
 
-    console.rule("2/4  EmojiBench on what training never saw, each policy at its own best guidance")
-    bench = out / "bench"
+    console.rule("2/4  EmojiBench on what training never saw: without guidance, then each at its own best")
+    plain, bench = out / "bench_without_guidance", out / "bench"
     policies = f"policies={{before: checkpoints/stage2, after: {tuned}}}"
-    evaluate_recipe(RECIPES / "bench.yaml", [f"run={bench}", policies, *BENCH], dry_run=False)
+    for run, settings in ((plain, ("guidance=[1]", "baselines=false")), (bench, ("guidance=[1,2,3,4,5]",))):
+        evaluate_recipe(RECIPES / "bench.yaml", [f"run={run}", policies, *BENCH, *settings], dry_run=False)
 
     console.rule("3/4  Export")
     policy = out / "policy"
@@ -46,9 +49,10 @@ def run_demo(out: Path, steps: int) -> None:
     console.print(f'  mentor sample {policy} --text "a fox in flat style on a blue background" --out fox.png')
 
     console.rule("4/4  Report")
-    page = write_report([tuned, bench], out / "report.html")
+    page = write_report([tuned, bench, plain], out / "report.html")
     console.print(f"{page}: open it in a browser")
-    console.print(_verdict(Result.read(bench / "results" / "emojibench.json")))
+    for run in (plain, bench):
+        console.print(_verdict(Result.read(run / "results" / "emojibench.json")))
     console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
@@ -57,5 +61,5 @@ def _verdict(result: Result) -> str:
     split, changes = list(compare(result, result, "before", "after").items())[-1]
     parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
     scales = result.details["guidance"].values()
-    asked = f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
+    asked = "without guidance" if set(scales) == {1} else f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
     return f"{split.replace('_', ' ')}, {asked}: {', '.join(parts)} (95 % bootstrap over items)"

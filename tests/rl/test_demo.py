@@ -19,11 +19,12 @@ def test_demo_tunes_measures_exports_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    few = ("items=4", "splits=[unseen_subjects]", "seeds=[0]", "guidance=[1,3]")
+    few = ("items=4", "splits=[unseen_subjects]", "seeds=[0]")
     monkeypatch.setattr(demo, "BENCH", few)
     demo.run_demo(tmp_path / "out", steps=2)
     said = " ".join(capsys.readouterr().out.split())
-    assert re.search(r"unseen subjects, guidance \d and \d: CP [+-][\d.]+% \[", said)
+    for asked in ("without guidance", r"guidance \d and \d"):
+        assert re.search(rf"unseen subjects, {asked}: CP [+-][\d.]+% \[", said)
     result = Result.read(tmp_path / "out/bench/results/emojibench.json")
     assert {"before · unseen subjects", "after · unseen subjects"} <= set(result.metrics)
     assert "Before and after" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
