@@ -20,7 +20,7 @@ from mentor_rl.export import export_run
 from mentor_rl.report import write_report
 
 RECIPES = Path("recipes/emoji")
-# Without guidance a step is cheaper and its gain larger: what 300 steps at guidance 3 give would take half an hour.
+# Without guidance a step is cheaper and its gain larger: the recipe's 300 at guidance 3 take a quarter of an hour.
 SHORT = ("algorithm.guidance.scale=1", "rewards.style.weight=2")
 BENCH = ("items=96", "splits=[unseen_subjects,unseen_pairs]", "seeds=[0,1,2]")
 
