@@ -1,4 +1,4 @@
-"""GRPO on trl: the one file that knows trl.
+"""GRPO on trl: the one file that knows how trl's trainer works (trl_arguments.py knows its settings).
 
 ``MentorGRPOTrainer`` meets trl's GRPOTrainer at five seams and nowhere else; each is marked SEAM below:
 
@@ -22,30 +22,22 @@ Shapes: N samples of a pass, K unique prompts, G group size, L image tokens, R t
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import math
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-# Read when trl and huggingface_hub are imported: no reports about runs, no notes about experimental features.
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-
 import numpy as np
 import torch
-import transformers
 from datasets import Dataset
 from mentor_rewards.aggregate import for_trl
 from mentor_rewards.composite import Composite, CompositeScores
-from mentor_rewards.contract import RewardError, RewardFailure
+from mentor_rewards.contract import RewardFailure
 from tokenizers import Tokenizer, models
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -56,41 +48,21 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
-from mentor_base.callbacks import (
-    CheckpointCallback,
-    InterruptCallback,
-    ProgressCallback,
-    RunLogCallback,
-    quieten,
-    take_up,
-)
-from mentor_base.checkpoint import load_policy
-from mentor_base.data.mixture import PromptList, world_of
-from mentor_base.engines import tokenizer_state, whole, whole_state
+from mentor_base.engines import tokenizer_state, whole
 from mentor_base.errors import UserError
-from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.processor import MentorProcessor
-from mentor_base.runlog import RunFolder
 from mentor_base.settings import Sampling
-from mentor_base.sft import schedule, set_trained_parts, write_policy
-from mentor_base.trainer_arguments import one_device, shared_arguments
-from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback, PhaseClock
+from mentor_rl.grpo_callbacks import PhaseClock
 from mentor_rl.grpo_setup import (
     MONITOR_SEED,
-    check_rewards,
-    hacking_alarm,
-    pictures_per_process,
-    silence_dropout,
-    true_answers,
 )
-from mentor_rl.monitors.copying import copies, copy_metrics, copy_thresholds
+from mentor_rl.monitors.copying import copies, copy_metrics
 from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
 from mentor_rl.monitors.groups import flat_groups, picture_diversity, reward_metrics, thumbnails, token_diversity
 from mentor_rl.monitors.hacking import HackingAlarm
-from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import MONITOR_STREAM, POLICY, REFERENCE, Groups, PromptStore, Rollout, reward_batch, roll_out
+from mentor_rl.trl_arguments import check_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -98,163 +70,6 @@ logger = logging.getLogger(__name__)
 # is left is rounding. bf16: a prototype of 3M parameters measured .17 at most.
 GAP_TOLERANCE = {"float32": 1e-3, "bf16": 0.2}
 KEPT_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}  # trl's name -> ours
-
-# GRPOConfig fields that have to have one value here, and why.
-FORCED: dict[str, tuple[Any, str]] = {
-    "mask_truncated_completions": (False, "pictures have no end token: every sample would count as truncated"),
-    "use_vllm": (False, "vLLM does not know this model; rollouts come from mentor_base.generate"),
-    "use_liger_kernel": (False, "its kernels replace the forward pass that the log-prob seam relies on"),
-    "use_transformers_continuous_batching": (False, "rollouts come from mentor_base.generate"),
-    "cast_lm_head_to_fp32": (False, "there is no lm_head; logits are float32 already"),
-    "top_k": (0, "a token outside the top k would have log-prob -inf"),
-    "top_p": (1.0, "a token outside the nucleus would have log-prob -inf"),
-    "min_p": (None, "a token below it would have log-prob -inf"),
-    "repetition_penalty": (1.0, "neighbouring patches repeat tokens by right"),
-    "shuffle_dataset": (False, "the order of the prompts is fixed, so that a resumed run goes on exactly"),
-    "remove_unused_columns": (False, "the uid column carries the conditioning"),
-}
-
-
-def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
-    """Tune the recipe's policy to the end and write it to ``run.final``; takes up the newest state in ``run``.
-
-    Raises:
-        Interrupted: after Ctrl-C or SIGTERM, with a state saved.
-        RewardFailure: a reward could not score too many pictures; a state is saved.
-        UserError, RewardError: a recipe that does not add up, a checkpoint or reward that cannot be used.
-    """
-    if run.finished:
-        logger.warning("%s: this run is finished; nothing to do", run.path)
-        return
-    if recipe.optimisation.threads is not None:
-        torch.set_num_threads(recipe.optimisation.threads)
-    quiet_libraries()
-    pictures_per_process(recipe, _processes())  # before anything is loaded
-    policy, processor = load_policy(recipe.policy)
-    held = copy.deepcopy(policy.config), policy.generation_config
-    args = grpo_arguments(recipe, run, policy.config.image_tokens)
-    with Composite(recipe.rewards, recipe.failure_rate) as composite, InterruptGuard() as guard:
-        trainer = build_trainer(recipe, run, args, policy, processor, composite, guard)
-        run_trainer(trainer, run)
-        if trainer.callback(InterruptCallback).stopped:
-            raise Interrupted(
-                f"{run.path}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with its state "
-                "saved; the same command goes on from there"
-            )
-        policy.config, policy.generation_config = held
-        finish(trainer, processor, run)
-
-
-def quiet_libraries() -> None:
-    """No loading bars, and no warnings about settings that we cannot choose: trl passes them on."""
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
-
-
-def build_trainer(
-    recipe: GrpoRecipe,
-    run: RunFolder,
-    args: GRPOConfig,
-    policy: MentorForConditionalGeneration,
-    processor: MentorProcessor,
-    composite: Composite,
-    guard: InterruptGuard,
-) -> MentorGRPOTrainer:
-    """The trainer of a recipe, ready to train."""
-    algorithm, monitoring = recipe.algorithm, recipe.monitoring
-    set_trained_parts(policy, recipe.train, recipe.seed)
-    silence_dropout(policy)
-    frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
-    reference = reference_of(recipe, policy) if algorithm.beta > 0 else None
-    world = world_of(recipe.prompts.data, run.broken_file)
-    rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
-    count = rollouts * algorithm.prompts_per_step
-    prompts = PromptList(recipe.prompts.data, recipe.prompts.weights, recipe.prompts.split, recipe.seed, count, world)
-    unseen = PromptList(
-        recipe.prompts.data, recipe.prompts.weights, monitoring.split, MONITOR_SEED, monitoring.prompts, world
-    )
-    fixed = [unseen[i] for i in range(monitoring.prompts)]
-    answers = true_answers(recipe, world)
-    check_rewards(composite, answers)
-    trainer = MentorGRPOTrainer(
-        policy=policy,
-        reference=reference,
-        args=args,
-        composite=composite,
-        store=PromptStore(prompts, processor, frozen_encoder),
-        fixed_store=PromptStore(fixed, processor, frozen_encoder),
-        fixed=FixedPrompts(fixed, composite, run),
-        alarm=hacking_alarm(recipe, composite),
-        copy_thresholds=copy_thresholds(answers),
-        sampling=Sampling(temperature=algorithm.temperature, guidance_scale=algorithm.guidance.scale),
-        logprob=algorithm.guidance.logprob,
-        rows=count,
-        lr_schedule=partial(schedule, recipe.optimisation),
-        callbacks=[
-            MonitorCallback(monitoring.every),
-            BetweenRollouts(guard, algorithm.inner_iterations),
-            CheckpointCallback(run, recipe.checkpoints.keep),
-            RunLogCallback(run),
-            ProgressCallback("grpo"),
-        ],
-    )
-    quieten(trainer)
-    return trainer
-
-
-def reference_of(
-    recipe: GrpoRecipe, policy: MentorForConditionalGeneration
-) -> MentorForConditionalGeneration | WithoutAdapters:
-    """The frozen policy that training starts from: a second copy, or this one with its adapters switched off."""
-    return load_policy(recipe.policy)[0] if recipe.train.lora is None else WithoutAdapters(policy)
-
-
-def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int) -> GRPOConfig:
-    """trl's arguments. A generation batch is the pictures of one optimizer step; ``micro_batch`` splits it."""
-    algorithm, optimisation = recipe.algorithm, recipe.optimisation
-    local = pictures_per_process(recipe, _processes())
-    micro = algorithm.micro_batch or local
-    forced = {name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__}
-    return one_device(
-        GRPOConfig(
-            **shared_arguments(optimisation, recipe.checkpoints, recipe.report_to, recipe.seed, run) | forced,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=local // micro,
-            steps_per_generation=local // micro,
-            num_iterations=algorithm.inner_iterations,
-            num_generations=algorithm.group_size,
-            max_completion_length=image_tokens,
-            beta=algorithm.beta,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
-            loss_type=algorithm.loss,
-            importance_sampling_level=algorithm.ratio,
-            multi_objective_aggregation=algorithm.aggregation,
-            scale_rewards=algorithm.scale_rewards,
-            reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
-            use_bias_correction_kl=True,  # see objective.py
-            temperature=algorithm.temperature,
-            disable_dropout=True,
-            logging_steps=1,
-            ddp_broadcast_buffers=False,
-        )
-    )
-
-
-def check_arguments(args: GRPOConfig, image_tokens: int) -> None:
-    """Refuse settings of trl that make no sense for pictures, or would silently do something else.
-
-    Raises:
-        UserError: names the setting and the reason.
-    """
-    for name, (value, reason) in FORCED.items():
-        if getattr(args, name, value) != value:  # an older trl lacks some
-            raise UserError(f"GRPOConfig.{name}: expected {value!r}, found {getattr(args, name)!r}: {reason}")
-    if args.max_completion_length != image_tokens:
-        raise UserError(
-            f"GRPOConfig.max_completion_length: expected the picture's {image_tokens} tokens, "
-            f"found {args.max_completion_length}: dr_grpo divides by it"
-        )
 
 
 class PictureTokens(PreTrainedTokenizerFast):
@@ -578,46 +393,6 @@ class MentorGRPOTrainer(GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """Nothing is reported."""
-
-
-def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
-    """Train from the newest state in ``run``, or from the start."""
-    state = take_up(run, trainer.is_world_process_zero())
-    trainer.callback(MonitorCallback).watch = trainer.watch
-    trainer.alarm.recall(run.metrics())
-    progress = trainer.callback(ProgressCallback)
-    try:
-        trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
-    except BaseException as error:
-        progress.close(error)
-        alone = trainer.accelerator.num_processes == 1
-        if isinstance(error, RewardFailure) or (isinstance(error, RewardError) and alone):
-            trainer.save_now()  # RewardFailure reaches all processes; what a reward raises by itself, only its own
-        raise
-
-
-def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolder) -> None:
-    """Write the policy and what its card needs; the main process, once all have handed over their parts."""
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    state = whole_state(policy) | trainer.tokenizer_state
-    if not trainer.is_world_process_zero():
-        return
-    policy.__dict__.pop("forward", None)  # trl's wrapper around the class's own
-    last = [line for line in run.metrics() if "eval/reward" in line]
-    write_policy(
-        policy,
-        processor,
-        run,
-        state,
-        steps=trainer.state.global_step,
-        cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
-        rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},
-        metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
-    )
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
 
 
 def _or_none(values: Sequence[float]) -> list[float | None]:

@@ -21,7 +21,7 @@ SECONDS = "seconds/"
 
 def bench_grpo(recipe_file: Path, size: str, steps: int, overrides: list[str]) -> dict[str, Any]:
     """Train ``steps`` + 1 steps in a temporary folder; the first one, which warms up, is left out."""
-    from mentor_rl.trainer import train_grpo
+    from mentor_rl.grpo_run import train_grpo
 
     with tempfile.TemporaryDirectory() as folder:
         silent = [f"run={folder}/run", f"optimisation.steps={steps + 1}", "monitoring.every=1000000"]

@@ -65,7 +65,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
 def start_training(recipe: Recipe, run: RunFolder) -> None:
     """Hand the recipe's sections to the trainer of its kind, by their names."""
     if isinstance(recipe, GrpoRecipe):
-        from mentor_rl.trainer import train_grpo
+        from mentor_rl.grpo_run import train_grpo
 
         train_grpo(recipe, run)
         return

@@ -107,8 +107,8 @@ def toy_recipe(policy: Path, run: Path, steps: int = 3, **changes: Any) -> dict[
 def run_recipe(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Train and return the lines of metrics."""
     from mentor_base.runlog import RunFolder
+    from mentor_rl.grpo_run import train_grpo
     from mentor_rl.recipe import GrpoRecipe
-    from mentor_rl.trainer import train_grpo
 
     recipe = GrpoRecipe.model_validate(values)
     run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))

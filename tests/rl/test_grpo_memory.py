@@ -12,6 +12,7 @@ from grpo_toys import TIMED, run_recipe, toy_policy, toy_recipe
 
 from mentor_base.checkpoint import load_policy
 from mentor_base.errors import UserError
+from mentor_rl import grpo_run
 from mentor_rl import trainer as trainer_module
 
 
@@ -34,7 +35,7 @@ def test_gradient_checkpointing_takes_the_same_steps(policy: Path, tmp_path: Pat
 
 def test_adapters_learn_against_the_policy_without_them(policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
     held: dict[str, Any] = {}
-    logprobs, finish = trainer_module.MentorGRPOTrainer._logprobs, trainer_module.finish
+    logprobs, finish = trainer_module.MentorGRPOTrainer._logprobs, grpo_run.finish
 
     def watched_logprobs(self: Any, model: Any, *args: Any) -> Any:
         found = logprobs(self, model, *args)
@@ -47,7 +48,7 @@ def test_adapters_learn_against_the_policy_without_them(policy: Path, tmp_path: 
         finish(trainer, processor, run)
 
     monkeypatch.setattr(trainer_module.MentorGRPOTrainer, "_logprobs", watched_logprobs)
-    monkeypatch.setattr(trainer_module, "finish", watched_finish)
+    monkeypatch.setattr(grpo_run, "finish", watched_finish)
     lines = run_recipe(adapted_recipe(policy, tmp_path / "run"))
     torch.testing.assert_close(held["reference"], held["policy"], atol=1e-5, rtol=0)  # the prefix is padded otherwise
     assert lines[1]["kl"] == pytest.approx(0.0, abs=1e-8)
@@ -62,7 +63,7 @@ def test_adapters_learn_against_the_policy_without_them(policy: Path, tmp_path: 
 
 def test_adapters_resume_bit_for_bit(policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
     run_recipe(adapted_recipe(policy, tmp_path / "whole"))
-    monkeypatch.setattr(trainer_module, "finish", lambda *_: None)
+    monkeypatch.setattr(grpo_run, "finish", lambda *_: None)
     run_recipe(adapted_recipe(policy, tmp_path / "run"))
     shutil.rmtree(tmp_path / "run/state/checkpoint-4")
     monkeypatch.undo()

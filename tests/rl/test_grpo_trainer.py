@@ -16,10 +16,13 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mentor_base.checkpoint import load_policy
 from mentor_base.errors import UserError
+from mentor_rl import grpo_run
 from mentor_rl import trainer as trainer_module
+from mentor_rl.grpo_run import quiet_libraries
 from mentor_rl.objective import group_advantages, grpo_loss
 from mentor_rl.recipe import GrpoRecipe
-from mentor_rl.trainer import FORCED, MentorGRPOTrainer, check_arguments, quiet_libraries
+from mentor_rl.trainer import MentorGRPOTrainer
+from mentor_rl.trl_arguments import FORCED, check_arguments
 
 TWO_REWARDS = {
     "brightness": {"use": f"{HERE}:Brightness", "weight": 0.5},
@@ -229,14 +232,14 @@ def test_missing_scores_are_counted_and_never_numbers(policy, tmp_path) -> None:
 
 def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) -> None:
     held: dict[str, Any] = {}
-    finish = trainer_module.finish
+    finish = grpo_run.finish
 
     def watched(trainer, processor, run):
         held["reference"] = {key: value.clone() for key, value in trainer.ref_model.state_dict().items()}
         held["shared"] = trainer.ref_model.vq is trainer.model.vq
         finish(trainer, processor, run)
 
-    monkeypatch.setattr(trainer_module, "finish", watched)
+    monkeypatch.setattr(grpo_run, "finish", watched)
     run_recipe(toy_recipe(policy, tmp_path / "run", 2, train={"connector": True}))
     start = load_policy(policy)[0].state_dict()
     assert all(torch.equal(value, held["reference"][key]) for key, value in start.items())

@@ -1,0 +1,183 @@
+"""A GRPO run from its recipe to its policy: what is loaded, the trainer's parts, the end."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import warnings
+from functools import partial
+
+import torch
+import transformers
+from mentor_rewards.composite import Composite
+from mentor_rewards.contract import RewardError, RewardFailure
+
+from mentor_base.callbacks import (
+    CheckpointCallback,
+    InterruptCallback,
+    ProgressCallback,
+    RunLogCallback,
+    quieten,
+    take_up,
+)
+from mentor_base.checkpoint import load_policy
+from mentor_base.data.mixture import PromptList, world_of
+from mentor_base.engines import whole_state
+from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.lora import WithoutAdapters
+from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.processor import MentorProcessor
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import Sampling
+from mentor_base.sft import schedule, set_trained_parts, write_policy
+from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
+from mentor_rl.grpo_setup import (
+    MONITOR_SEED,
+    check_rewards,
+    hacking_alarm,
+    pictures_per_process,
+    silence_dropout,
+    true_answers,
+)
+from mentor_rl.monitors.copying import copy_thresholds
+from mentor_rl.monitors.fixed_prompts import FixedPrompts
+from mentor_rl.recipe import GrpoRecipe
+from mentor_rl.rollout import PromptStore
+from mentor_rl.trainer import MentorGRPOTrainer
+from mentor_rl.trl_arguments import grpo_arguments
+
+logger = logging.getLogger(__name__)
+
+
+def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
+    """Tune the recipe's policy to the end and write it to ``run.final``; takes up the newest state in ``run``.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a state saved.
+        RewardFailure: a reward could not score too many pictures; a state is saved.
+        UserError, RewardError: a recipe that does not add up, a checkpoint or reward that cannot be used.
+    """
+    if run.finished:
+        logger.warning("%s: this run is finished; nothing to do", run.path)
+        return
+    if recipe.optimisation.threads is not None:
+        torch.set_num_threads(recipe.optimisation.threads)
+    quiet_libraries()
+    pictures_per_process(recipe, _processes())  # before anything is loaded
+    policy, processor = load_policy(recipe.policy)
+    held = copy.deepcopy(policy.config), policy.generation_config
+    with Composite(recipe.rewards, recipe.failure_rate) as composite, InterruptGuard() as guard:
+        trainer = build_trainer(recipe, run, policy, processor, composite, guard)
+        run_trainer(trainer, run)
+        if trainer.callback(InterruptCallback).stopped:
+            raise Interrupted(
+                f"{run.path}: stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with its state "
+                "saved; the same command goes on from there"
+            )
+        policy.config, policy.generation_config = held
+        finish(trainer, processor, run)
+
+
+def quiet_libraries() -> None:
+    """No loading bars, and no warnings about settings that we cannot choose: trl passes them on."""
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning)
+
+
+def build_trainer(
+    recipe: GrpoRecipe,
+    run: RunFolder,
+    policy: MentorForConditionalGeneration,
+    processor: MentorProcessor,
+    composite: Composite,
+    guard: InterruptGuard,
+) -> MentorGRPOTrainer:
+    """The trainer of a recipe, ready to train."""
+    algorithm, monitoring = recipe.algorithm, recipe.monitoring
+    set_trained_parts(policy, recipe.train, recipe.seed)
+    silence_dropout(policy)
+    frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
+    reference = reference_of(recipe, policy) if algorithm.beta > 0 else None
+    world = world_of(recipe.prompts.data, run.broken_file)
+    rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
+    count = rollouts * algorithm.prompts_per_step
+    prompts = PromptList(recipe.prompts.data, recipe.prompts.weights, recipe.prompts.split, recipe.seed, count, world)
+    unseen = PromptList(
+        recipe.prompts.data, recipe.prompts.weights, monitoring.split, MONITOR_SEED, monitoring.prompts, world
+    )
+    fixed = [unseen[i] for i in range(monitoring.prompts)]
+    answers = true_answers(recipe, world)
+    check_rewards(composite, answers)
+    trainer = MentorGRPOTrainer(
+        policy=policy,
+        reference=reference,
+        args=grpo_arguments(recipe, run, policy.config.image_tokens, pictures_per_process(recipe, _processes())),
+        composite=composite,
+        store=PromptStore(prompts, processor, frozen_encoder),
+        fixed_store=PromptStore(fixed, processor, frozen_encoder),
+        fixed=FixedPrompts(fixed, composite, run),
+        alarm=hacking_alarm(recipe, composite),
+        copy_thresholds=copy_thresholds(answers),
+        sampling=Sampling(temperature=algorithm.temperature, guidance_scale=algorithm.guidance.scale),
+        logprob=algorithm.guidance.logprob,
+        rows=count,
+        lr_schedule=partial(schedule, recipe.optimisation),
+        callbacks=[
+            MonitorCallback(monitoring.every),
+            BetweenRollouts(guard, algorithm.inner_iterations),
+            CheckpointCallback(run, recipe.checkpoints.keep),
+            RunLogCallback(run),
+            ProgressCallback("grpo"),
+        ],
+    )
+    quieten(trainer)
+    return trainer
+
+
+def reference_of(
+    recipe: GrpoRecipe, policy: MentorForConditionalGeneration
+) -> MentorForConditionalGeneration | WithoutAdapters:
+    """The frozen policy that training starts from: a second copy, or this one with its adapters switched off."""
+    return load_policy(recipe.policy)[0] if recipe.train.lora is None else WithoutAdapters(policy)
+
+
+def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
+    """Train from the newest state in ``run``, or from the start."""
+    state = take_up(run, trainer.is_world_process_zero())
+    trainer.callback(MonitorCallback).watch = trainer.watch
+    trainer.alarm.recall(run.metrics())
+    progress = trainer.callback(ProgressCallback)
+    try:
+        trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
+    except BaseException as error:
+        progress.close(error)
+        alone = trainer.accelerator.num_processes == 1
+        if isinstance(error, RewardFailure) or (isinstance(error, RewardError) and alone):
+            trainer.save_now()  # RewardFailure reaches all processes; what a reward raises by itself, only its own
+        raise
+
+
+def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolder) -> None:
+    """Write the policy and what its card needs; the main process, once all have handed over their parts."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    state = whole_state(policy) | trainer.tokenizer_state
+    if not trainer.is_world_process_zero():
+        return
+    policy.__dict__.pop("forward", None)  # trl's wrapper around the class's own
+    last = [line for line in run.metrics() if "eval/reward" in line]
+    write_policy(
+        policy,
+        processor,
+        run,
+        state,
+        steps=trainer.state.global_step,
+        cpu_seconds=trainer.callback(RunLogCallback).cpu_seconds,
+        rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},
+        metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
+    )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it

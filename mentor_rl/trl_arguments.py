@@ -1,0 +1,76 @@
+"""trl's GRPOConfig from a recipe, and the settings of it that pictures rule out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trl import GRPOConfig
+
+from mentor_base.errors import UserError
+from mentor_base.runlog import RunFolder
+from mentor_base.trainer_arguments import one_device, shared_arguments
+from mentor_rl.recipe import GrpoRecipe
+
+# GRPOConfig fields that have to have one value here, and why.
+FORCED: dict[str, tuple[Any, str]] = {
+    "mask_truncated_completions": (False, "pictures have no end token: every sample would count as truncated"),
+    "use_vllm": (False, "vLLM does not know this model; rollouts come from mentor_base.generate"),
+    "use_liger_kernel": (False, "its kernels replace the forward pass that the log-prob seam relies on"),
+    "use_transformers_continuous_batching": (False, "rollouts come from mentor_base.generate"),
+    "cast_lm_head_to_fp32": (False, "there is no lm_head; logits are float32 already"),
+    "top_k": (0, "a token outside the top k would have log-prob -inf"),
+    "top_p": (1.0, "a token outside the nucleus would have log-prob -inf"),
+    "min_p": (None, "a token below it would have log-prob -inf"),
+    "repetition_penalty": (1.0, "neighbouring patches repeat tokens by right"),
+    "shuffle_dataset": (False, "the order of the prompts is fixed, so that a resumed run goes on exactly"),
+    "remove_unused_columns": (False, "the uid column carries the conditioning"),
+}
+
+
+def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int, local: int) -> GRPOConfig:
+    """trl's arguments. A generation batch is the ``local`` pictures per process of one optimizer step; ``micro_batch``
+    splits it.
+    """
+    algorithm, optimisation = recipe.algorithm, recipe.optimisation
+    micro = algorithm.micro_batch or local
+    forced = {name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__}
+    return one_device(
+        GRPOConfig(
+            **shared_arguments(optimisation, recipe.checkpoints, recipe.report_to, recipe.seed, run) | forced,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=local // micro,
+            steps_per_generation=local // micro,
+            num_iterations=algorithm.inner_iterations,
+            num_generations=algorithm.group_size,
+            max_completion_length=image_tokens,
+            beta=algorithm.beta,
+            epsilon=algorithm.epsilon,
+            epsilon_high=algorithm.epsilon_high,
+            loss_type=algorithm.loss,
+            importance_sampling_level=algorithm.ratio,
+            multi_objective_aggregation=algorithm.aggregation,
+            scale_rewards=algorithm.scale_rewards,
+            reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
+            use_bias_correction_kl=True,  # see objective.py
+            temperature=algorithm.temperature,
+            disable_dropout=True,
+            logging_steps=1,
+            ddp_broadcast_buffers=False,
+        )
+    )
+
+
+def check_arguments(args: GRPOConfig, image_tokens: int) -> None:
+    """Refuse settings of trl that make no sense for pictures, or would silently do something else.
+
+    Raises:
+        UserError: names the setting and the reason.
+    """
+    for name, (value, reason) in FORCED.items():
+        if getattr(args, name, value) != value:  # an older trl lacks some
+            raise UserError(f"GRPOConfig.{name}: expected {value!r}, found {getattr(args, name)!r}: {reason}")
+    if args.max_completion_length != image_tokens:
+        raise UserError(
+            f"GRPOConfig.max_completion_length: expected the picture's {image_tokens} tokens, "
+            f"found {args.max_completion_length}: dr_grpo divides by it"
+        )
