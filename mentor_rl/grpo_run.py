@@ -46,7 +46,7 @@ from mentor_rl.monitors.fixed_prompts import FixedPrompts
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import PromptStore
 from mentor_rl.trainer import MentorGRPOTrainer
-from mentor_rl.trl_arguments import grpo_arguments
+from mentor_rl.trl_arguments import GRPOConfig, grpo_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,12 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     if recipe.optimisation.threads is not None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
-    pictures_per_process(recipe, _processes())  # before anything is loaded
+    local = pictures_per_process(recipe, _processes())  # before anything is loaded
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
+    args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next
     with Composite(recipe.rewards, recipe.failure_rate) as composite, InterruptGuard() as guard:
-        trainer = build_trainer(recipe, run, policy, processor, composite, guard)
+        trainer = build_trainer(recipe, run, args, policy, processor, composite, guard)
         run_trainer(trainer, run)
         if trainer.callback(InterruptCallback).stopped:
             raise Interrupted(
@@ -89,6 +90,7 @@ def quiet_libraries() -> None:
 def build_trainer(
     recipe: GrpoRecipe,
     run: RunFolder,
+    args: GRPOConfig,
     policy: MentorForConditionalGeneration,
     processor: MentorProcessor,
     composite: Composite,
@@ -113,7 +115,7 @@ def build_trainer(
     trainer = MentorGRPOTrainer(
         policy=policy,
         reference=reference,
-        args=grpo_arguments(recipe, run, policy.config.image_tokens, pictures_per_process(recipe, _processes())),
+        args=args,
         composite=composite,
         store=PromptStore(prompts, processor, frozen_encoder),
         fixed_store=PromptStore(fixed, processor, frozen_encoder),

@@ -11,6 +11,8 @@ from mentor_base.runlog import RunFolder
 from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_rl.recipe import GrpoRecipe
 
+__all__ = ["FORCED", "GRPOConfig", "check_arguments", "grpo_arguments"]
+
 # GRPOConfig fields that have to have one value here, and why.
 FORCED: dict[str, tuple[Any, str]] = {
     "mask_truncated_completions": (False, "pictures have no end token: every sample would count as truncated"),
