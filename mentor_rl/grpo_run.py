@@ -149,7 +149,7 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
     """Train from the newest state in ``run``, or from the start."""
     state = take_up(run, trainer.is_world_process_zero())
     trainer.callback(MonitorCallback).watch = trainer.watch
-    trainer.alarm.recall(run.metrics())
+    trainer.watched.alarm.recall(run.metrics())
     progress = trainer.callback(ProgressCallback)
     try:
         trainer.train(resume_from_checkpoint=str(state) if state is not None else None)

@@ -49,26 +49,20 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from mentor_base.engines import tokenizer_state, whole
-from mentor_base.errors import UserError
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import Sampling
 from mentor_rl.grpo_callbacks import PhaseClock
-from mentor_rl.grpo_setup import (
-    MONITOR_SEED,
-)
-from mentor_rl.monitors.copying import copies, copy_metrics
+from mentor_rl.grpo_setup import MONITOR_SEED
 from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
-from mentor_rl.monitors.groups import flat_groups, picture_diversity, reward_metrics, thumbnails, token_diversity
+from mentor_rl.monitors.gap import Gap, check_gap
 from mentor_rl.monitors.hacking import HackingAlarm
+from mentor_rl.monitors.rollout_watch import RolloutWatch
 from mentor_rl.rollout import MONITOR_STREAM, POLICY, REFERENCE, Groups, PromptStore, Rollout, reward_batch, roll_out
 from mentor_rl.trl_arguments import check_arguments
 
 logger = logging.getLogger(__name__)
 
-# Largest difference between a token's log-prob when drawn and when recomputed. Both passes use the same weights: what
-# is left is rounding. bf16: a prototype of 3M parameters measured .17 at most.
-GAP_TOLERANCE = {"float32": 1e-3, "bf16": 0.2}
 KEPT_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}  # trl's name -> ours
 
 
@@ -119,7 +113,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         self.tokenizer_state = tokenizer_state(policy)
         self.composite, self.store, self.sampling, self.logprob = composite, store, sampling, logprob
         self.fixed_store, self.fixed = fixed_store, fixed
-        self.alarm, self.copy_thresholds = alarm, copy_thresholds
+        self.watched, self.gap = RolloutWatch(composite, alarm, copy_thresholds, self._gathered), Gap()
         self.lr_schedule = lr_schedule
         self.same_distribution = logprob == "guided" or not sampling.guided
         if not self.same_distribution:
@@ -131,8 +125,6 @@ class MentorGRPOTrainer(GRPOTrainer):
         self._uids: list[int] = []
         self._rollout: Rollout | None = None
         self._columns: dict[str, list[float | None]] = {}
-        self._pending: dict[str, float] = {}
-        self._gaps: list[torch.Tensor] = []
         self._first_rollout = True
         self.clock = PhaseClock()
         tokens = PictureTokens()
@@ -202,26 +194,11 @@ class MentorGRPOTrainer(GRPOTrainer):
         self._stop_together(scores.failure)
         scores = self._of_all_processes(scores)
         uids = self._gathered(torch.tensor(rollout.group_ids)).tolist()
-        values_NR = scores.matrix()
-        self._pending |= reward_metrics(scores, self.composite.weights, uids)
-        self._pending["flat_groups"] = flat_groups(values_NR, uids)
-        self._watch_pictures(rollout, uids)
-        if self.accelerator.is_main_process:
-            self._pending |= self.alarm.update(self.state.global_step + 1, self._pending)
-        aggregation = self.args.multi_objective_aggregation
-        values_NR = for_trl(values_NR, uids, aggregation, self.composite.spread_floors)
+        self.watched.record(rollout, scores, uids, self.state.global_step + 1, self.accelerator.is_main_process)
+        values_NR = for_trl(scores.matrix(), uids, self.args.multi_objective_aggregation, self.composite.spread_floors)
         mine_NR = values_NR[first : first + len(rollout)]
         for name, column in zip(self.composite.trained, mine_NR.T, strict=True):
             self._columns[name] = _or_none(column.tolist())
-
-    def _watch_pictures(self, rollout: Rollout, uids: Sequence[int]) -> None:
-        """Diversity within groups and copies of references, over all processes."""
-        small_ND = thumbnails(rollout.images)
-        copied = np.stack(copies(small_ND, rollout.prompts, self.copy_thresholds))
-        small_ND, copied_N2 = (self._gathered(torch.from_numpy(rows)).numpy() for rows in (small_ND, copied.T))
-        self._pending["diversity"] = token_diversity(self._gathered(rollout.tokens_NL), uids)
-        self._pending["diversity_pixels"] = picture_diversity(small_ND, uids)
-        self._pending |= copy_metrics(*copied_N2.T)
 
     def _column(self, name: str) -> Callable[..., list[float | None]]:
         """What trl takes for a reward function: hands over a column of the composite."""
@@ -309,15 +286,9 @@ class MentorGRPOTrainer(GRPOTrainer):
             UserError: in the first rollout of a session, when they differ by more than rounding.
         """
         assert self._rollout is not None
-        gap_NL = (logp_NL - self._rollout.sampler_logp_NL[rows_N]).abs()
-        self._gaps.append(torch.stack([gap_NL.sum(), torch.tensor(gap_NL.numel()).to(gap_NL), gap_NL.max()]))
-        tolerance = GAP_TOLERANCE["bf16" if self.args.bf16 else "float32"]
-        if self._first_rollout and self.same_distribution and not gap_NL.max() <= tolerance:
-            raise UserError(
-                f"step {self.state.global_step}: the trainer's log-probs of the drawn tokens differ from the sampler's "
-                f"by {gap_NL.mean():.2g} on average and {gap_NL.max():.2g} at most, expected at most {tolerance:g}: "
-                "the policy that would be optimised is not the one that was sampled"
-            )
+        gap_NL = self.gap.record(logp_NL, self._rollout.sampler_logp_NL[rows_N])
+        if self._first_rollout and self.same_distribution:
+            check_gap(gap_NL, "bf16" if self.args.bf16 else "float32", self.state.global_step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -336,7 +307,7 @@ class MentorGRPOTrainer(GRPOTrainer):
                     policy, self.fixed_store, range(count), [0] * count, self.sampling, MONITOR_SEED, MONITOR_STREAM
                 )
             if self.accelerator.is_main_process:
-                self._pending |= self.fixed.record(rollout, step)
+                self.watched.add(self.fixed.record(rollout, step))
         if step == 0:
             self.log({})
 
@@ -346,19 +317,9 @@ class MentorGRPOTrainer(GRPOTrainer):
         kept = defaultdict(list, {ours: trls[theirs] for theirs, ours in KEPT_METRICS.items() if theirs in trls})
         self._metrics["train"] = kept
         if "loss" in logs:
-            logs |= self._gap_metrics() | self.clock.metrics(self.args.generation_batch_size)
-        logs |= self._pending
-        self._pending = {}
+            logs |= self.gap.metrics(self._gathered) | self.clock.metrics(self.args.generation_batch_size)
+        logs |= self.watched.take()
         super().log(logs, start_time)
-
-    def _gap_metrics(self) -> dict[str, float]:
-        if not self._gaps:
-            return {}
-        total, count, _ = torch.stack(self._gaps).sum(0).tolist()
-        largest = torch.stack(self._gaps)[:, 2].max().item()
-        self._gaps = []
-        of_all = self._gathered(torch.tensor([[total, count, largest]], dtype=torch.float64))
-        return {"gap/mean": (of_all[:, 0].sum() / of_all[:, 1].sum()).item(), "gap/max": of_all[:, 2].max().item()}
 
     def save_now(self) -> None:
         """Save a state between two rollouts, outside of the usual rhythm, unless it is there already."""
