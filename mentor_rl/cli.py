@@ -74,7 +74,7 @@ def train(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = Fal
 @app.command()
 def evaluate(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
     """Run a benchmark recipe and print its table."""
-    from mentor_rl.commands.train import evaluate_recipe
+    from mentor_rl.commands.evaluate import evaluate_recipe
 
     evaluate_recipe(recipe, overrides or [], dry_run)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from mentor_base.errors import UserError
-from mentor_rl.commands.train import evaluate_recipe, train_recipe
+from mentor_rl.commands.evaluate import evaluate_recipe
+from mentor_rl.commands.train import train_recipe
 from mentor_rl.evaluate.emojibench import compare
 from mentor_rl.evaluate.emojibench_run import relative
 from mentor_rl.evaluate.result import Result

@@ -1,6 +1,6 @@
 """Recipes: one YAML file per run, strict, with ``key=value`` overrides.
 
-    kind: tokenizer | sft | scorer | grpo | evaluate
+    kind: tokenizer | sft | scorer | grpo | evaluate (evaluate/recipes.py)
 
 Paths: ``run`` is relative to the current folder. A relative *input* path is looked up beside the recipe first, then in
 the current folder; the error names both when it is in neither. Given as an override it is looked up in the current
@@ -11,7 +11,7 @@ Free of torch: the command line reads recipes before it decides what to import.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
 from mentor_rewards.contract import RewardEntry
 from pydantic import Field, model_validator
@@ -37,14 +37,8 @@ from mentor_base.settings import (
     TrainedParts,
     Validation,
 )
-
-
-class Common(Section):
-    """What every recipe has."""
-
-    run: str = Field(description="the run folder")
-    seed: int = 0
-    about: str = Field("", description="one line for people")
+from mentor_rl.evaluate.recipes import EvaluateRecipe
+from mentor_rl.recipe_common import Common
 
 
 class TokenizerRecipe(Common):
@@ -188,27 +182,4 @@ class GrpoRecipe(Common):
         return self
 
 
-TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
-
-
-class EvaluateRecipe(Common):
-    """EmojiBench on one or several checkpoints."""
-
-    kind: Literal["evaluate"]
-    benchmark: Literal["emojibench"]
-    policies: dict[str, InputPath | TrainingSeeds] = Field(
-        description="name -> checkpoint or run folder, or a list of them: one method trained with several seeds"
-    )
-    evaluator: InputPath
-    splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
-    items: int = Field(96, gt=0, description="per split")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    guidance: tuple[float, ...] = Field((1.0,), description="each policy is reported at its best of these scales")
-    temperature: Positive = 1.0
-    baselines: bool = True
-    batch: int = Field(64, gt=0)
-
-
-Recipe = Annotated[
-    TokenizerRecipe | SftRecipe | ScorerRecipe | GrpoRecipe | EvaluateRecipe, Field(discriminator="kind")
-]
+Recipe = TokenizerRecipe | SftRecipe | ScorerRecipe | GrpoRecipe | EvaluateRecipe

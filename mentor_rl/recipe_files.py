@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from glob import iglob
 from pathlib import Path
 from typing import Any, get_args
@@ -17,23 +17,17 @@ from pydantic import BaseModel, ValidationError
 from mentor_base.errors import UserError, nearest
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_base.settings import InputMark
-from mentor_rl.recipe import (
-    Common,
-    EvaluateRecipe,
-    GrpoRecipe,
-    Recipe,
-    ScorerRecipe,
-    SftRecipe,
-    TokenizerRecipe,
-)
+from mentor_rl.evaluate.recipes import BENCHMARKS
+from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
+from mentor_rl.recipe_common import Common
 from mentor_rl.strict_yaml import Document, Keys, parse_document, parse_value
 
-KINDS: dict[str, type[Common]] = {
+KINDS: dict[str, type[Common] | Mapping[str, type[Common]]] = {
     "tokenizer": TokenizerRecipe,
     "sft": SftRecipe,
     "scorer": ScorerRecipe,
     "grpo": GrpoRecipe,
-    "evaluate": EvaluateRecipe,
+    "evaluate": BENCHMARKS,
 }
 PLUGIN_FILE = re.compile(r"^(?P<file>.+\.py):(?P<name>\w+)$")
 
@@ -146,12 +140,17 @@ class _Reader:
         raise UserError(f"{place}: {'.'.join(map(str, keys))}: expected an existing path, found {neither}{tried}{hint}")
 
     def _kind(self) -> type[Common]:
-        kind = self.document.data.get("kind")
-        if kind is None:
-            raise UserError(f"{self.path}: kind: this key has to be given; expected one of {', '.join(sorted(KINDS))}")
-        if str(kind) not in KINDS:
-            raise UserError(f"{self.where(('kind',))}: kind: unknown kind '{kind}'; {nearest(str(kind), KINDS)}")
-        return KINDS[str(kind)]
+        kind = KINDS[self._name("kind", KINDS)]
+        return kind[self._name("benchmark", kind)] if isinstance(kind, Mapping) else kind
+
+    def _name(self, key: str, known: Mapping[str, Any]) -> str:
+        """The value of a key that decides which other keys there are."""
+        name = self.document.data.get(key)
+        if name is None:
+            raise UserError(f"{self.path}: {key}: this key has to be given; expected one of {', '.join(sorted(known))}")
+        if str(name) not in known:
+            raise UserError(f"{self.where((key,))}: {key}: unknown {key} '{name}'; {nearest(str(name), known)}")
+        return str(name)
 
 
 def _read(path: Path) -> Document:

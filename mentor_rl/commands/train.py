@@ -1,4 +1,4 @@
-"""``mentor train`` and ``mentor evaluate``: from a recipe to the code that runs its kind."""
+"""``mentor train``: from a recipe to the code that runs its kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
-from mentor_rl.recipe import EvaluateRecipe, GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
+from mentor_rl.evaluate.recipes import EvaluateRecipe
+from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
 from mentor_rl.recipe_files import load_recipe, resolved
 from mentor_rl.recipe_names import check_names
 
@@ -38,28 +39,6 @@ def train_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
         say(f"{run.path}: going on with this run")
     start_training(recipe, run)
     say(f"{run.path}: finished after {run.seconds:.0f} s, the model is in {run.final}")
-
-
-def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
-    """Run the benchmark, or show the table of one that has been run."""
-    recipe = load_recipe(path, overrides, need_inputs=not dry_run)
-    if not isinstance(recipe, EvaluateRecipe):
-        raise UserError(f"{path}: kind: expected 'evaluate', found '{recipe.kind}'; use `mentor train {path}`")
-    if dry_run:
-        print(recipe_text(recipe), end="")
-        return
-    from rich.console import Console
-
-    from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate
-    from mentor_rl.evaluate.result import Result
-
-    run = open_run(recipe)
-    written = run.result_path(recipe.benchmark)
-    if written.exists():
-        say(f"{run.path}: already finished, the result is in {written}")
-    result = Result.read(written) if written.exists() else evaluate(recipe, run)
-    Console().print(result.table())
-    print(changes_markdown(result), end="")
 
 
 def start_training(recipe: Recipe, run: RunFolder) -> None:
@@ -86,8 +65,11 @@ def start_training(recipe: Recipe, run: RunFolder) -> None:
         train_scorer(**sections, run=run)
 
 
-def open_run(recipe: Recipe) -> RunFolder:
-    """The recipe's run folder. Of several processes the first makes it, and the others wait for it."""
+def open_run(recipe: Recipe, passing: Sequence[tuple[str, ...]] = ()) -> RunFolder:
+    """The recipe's run folder. Of several processes the first makes it, and the others wait for it.
+
+    ``passing``: settings (by their keys) that may change between two calls, since no result depends on them.
+    """
     folder = Path(recipe.run)
     if int(os.environ.get("RANK", "0")) > 0:
         waited_from = time.monotonic()
@@ -95,15 +77,22 @@ def open_run(recipe: Recipe) -> RunFolder:
             if time.monotonic() - waited_from > WAIT_SECONDS:
                 raise UserError(f"{folder}: process 0 has not made this run folder within {WAIT_SECONDS:.0f} s")
             time.sleep(0.05)
-    return RunFolder.open(folder, resolved(recipe), partial(_reread, recipe))
+    return RunFolder.open(folder, resolved(recipe), partial(_reread, recipe, passing))
 
 
-def _reread(recipe: Recipe, held: dict[str, Any]) -> dict[str, Any]:
+def _reread(recipe: Recipe, passing: Sequence[tuple[str, ...]], held: dict[str, Any]) -> dict[str, Any]:
     """A kept recipe with the settings that its edition did not have, at their defaults; itself where it is no such."""
     try:
-        return resolved(type(recipe).model_validate(held))
+        again, now = resolved(type(recipe).model_validate(held)), resolved(recipe)
     except ValidationError:
         return held
+    for *above, last in passing:
+        there, here = again, now
+        for key in above:
+            there, here = there.get(key, {}), here.get(key, {})
+        if last in here:
+            there[last] = here[last]
+    return again
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -11,10 +11,8 @@ Shapes: I items, S sampling seeds.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +40,14 @@ from mentor_rl.evaluate.emojibench import (
     shapes_score,
 )
 from mentor_rl.evaluate.evaluator import Evaluator
+from mentor_rl.evaluate.fingerprint import fingerprint
+from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result, Value
-from mentor_rl.recipe import EvaluateRecipe
 
 COLUMNS = ("CP", "PF", "CP·PF", "style", "ground")
 
 
-def evaluate(recipe: EvaluateRecipe, run: RunFolder) -> Result:
+def evaluate(recipe: EmojiBenchRecipe, run: RunFolder) -> Result:
     """Run the benchmark of a recipe: results/emojibench.json, .md and the gallery emojibench.png in the run folder.
 
     Raises:
@@ -98,7 +97,7 @@ class _Member:
 class _Bench:
     """One run of ``evaluate``: the rows gathered so far."""
 
-    def __init__(self, recipe: EvaluateRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
+    def __init__(self, recipe: EmojiBenchRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
         self.recipe, self.folder, self.evaluator, self.guard = recipe, run, evaluator, guard
         self.items: dict[str, list[Example]] = {split: bench_items(split, recipe.items) for split in recipe.splits}
         self.measured: dict[str, dict[str, Measured]] = {split: {} for split in recipe.splits}
@@ -246,14 +245,3 @@ class _Bench:
 def _point(measured: Measured) -> dict[str, float]:
     cp, pf = float(measured.cp_IS.mean()), float(measured.pf_IS.mean())
     return {"CP": round(cp, 5), "PF": round(pf, 5), "CP·PF": round(cp * pf, 5)}
-
-
-def fingerprint(path: str | Path) -> str:
-    """Twelve digits that change with the weights of a checkpoint (a folder, or a run folder with ``final/``)."""
-    folder = Path(path)
-    folder = folder / "final" if (folder / "final").is_dir() else folder
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:12]

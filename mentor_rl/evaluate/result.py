@@ -31,6 +31,9 @@ class Result:
         stand_in: True where a judge stands in for the published one, so that numbers are not comparable with papers.
         seeds: sampling seeds behind each row of a policy.
         details: anything else worth keeping: the guidance sweep, the scale that each policy is reported at.
+        checkpoints: row -> the checkpoint that drew its pictures, with a checksum, or the folder they were given in.
+        prompts: where the items come from.
+        notes: footnotes: how the protocol differs from the published one.
     """
 
     benchmark: str
@@ -41,6 +44,9 @@ class Result:
     stand_in: bool = False
     seeds: tuple[int, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    prompts: str = ""
+    notes: tuple[str, ...] = ()
 
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all; numbers that are not finite become null."""
@@ -68,7 +74,8 @@ class Result:
         for key in ("benchmark", "metrics"):
             if key not in facts:
                 raise UserError(f"{path}: expected the key '{key}', found {', '.join(facts) or 'none'}")
-        return cls(**{**facts, "seeds": tuple(facts.get("seeds", ()))})
+        lists = {key: tuple(facts.get(key, ())) for key in ("seeds", "notes")}
+        return cls(**{**facts, **lists})
 
     def columns(self) -> list[str]:
         """All metrics, in the order of their first appearance."""
@@ -87,7 +94,9 @@ class Result:
         from rich.table import Table
 
         caption = f"judge: {self.judge}; seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"
-        shown = Table(title=self.benchmark, caption=caption, box=None, padding=(0, 1, 0, 0), header_style="bold")
+        shown = Table(
+            title=self.benchmark, caption=caption, box=None, padding=(0, 1, 0, 0), header_style="bold", min_width=72
+        )
         shown.add_column("", max_width=24)
         for column in self.columns():
             shown.add_column(column, justify="right")

@@ -23,8 +23,8 @@ from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.emojibench import Measured, best_guidance, compare, metrics_of, row_name
 from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
+from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result
-from mentor_rl.recipe import EvaluateRecipe
 
 
 def measured(cp: list[list[float]], pf: list[list[float]]) -> Measured:
@@ -171,7 +171,7 @@ def test_a_bench_stops_between_cells_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Interrupted in the first test split: a second call draws only what is missing, and ends as an unbroken one."""
-    recipe = EvaluateRecipe(
+    recipe = EmojiBenchRecipe(
         kind="evaluate",
         run=str(tmp_path / "run"),
         benchmark="emojibench",

@@ -1,0 +1,50 @@
+"""``mentor evaluate``: from a benchmark recipe to its table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mentor_base.errors import UserError
+from mentor_rl.commands.train import open_run, recipe_text, say
+from mentor_rl.evaluate.recipes import EmojiBenchRecipe, EvaluateRecipe, PictureRecipe
+from mentor_rl.recipe_files import load_recipe
+
+PASSING = (("incomplete",), ("device",), ("score_batch",), ("judge", "url"), ("judge", "concurrency"))
+
+
+def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
+    """Run the benchmark, or show the table of one that has been run."""
+    recipe = load_recipe(path, overrides, need_inputs=not dry_run)
+    if not isinstance(recipe, EvaluateRecipe):
+        raise UserError(f"{path}: kind: expected 'evaluate', found '{recipe.kind}'; use `mentor train {path}`")
+    if dry_run:
+        print(recipe_text(recipe), end="")
+        return
+    from rich.console import Console
+
+    from mentor_rl.evaluate.result import Result
+
+    written = Path(recipe.run) / "results" / f"{recipe.benchmark}.json"
+    result: Result | None
+    if written.exists():
+        run = open_run(recipe, PASSING)
+        say(f"{run.path}: already finished, the result is in {written}")
+        result = Result.read(written)
+    elif isinstance(recipe, EmojiBenchRecipe):
+        from mentor_rl.evaluate.emojibench_run import evaluate
+
+        result = evaluate(recipe, open_run(recipe))
+    else:
+        from mentor_rl.evaluate.picture_run import build_benchmark, run_benchmark
+
+        assert isinstance(recipe, PictureRecipe)
+        benchmark = build_benchmark(recipe)  # a fault in its data shows before there is a run folder
+        result = run_benchmark(recipe, benchmark, open_run(recipe, PASSING))
+    if result is None:  # another process than the first: that one has the result
+        return
+    Console().print(result.table())
+    if isinstance(recipe, EmojiBenchRecipe):
+        from mentor_rl.evaluate.emojibench_run import changes_markdown
+
+        print(changes_markdown(result), end="")

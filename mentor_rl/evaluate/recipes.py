@@ -1,0 +1,137 @@
+"""Recipes of ``kind: evaluate``, told apart by ``benchmark``. Free of torch.
+
+    benchmark: emojibench | dreambench_plus | dreambench | t2i_rewards | geneval | reconstruction | ade20k | fid
+
+EmojiBench brings its own world and judge (emojibench.py). All others are PictureRecipes: pictures that the policies
+draw, and folders of pictures that any other model has drawn, scored by one benchmark (benchmark.py is the contract).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from mentor_rewards.contract import RewardEntry
+from pydantic import Field, model_validator
+
+from mentor_base.settings import InputPath, Positive, Sampling, Section, Split
+from mentor_rl.recipe_common import Common
+
+PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
+TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
+
+
+class EvaluateRecipe(Common):
+    """A benchmark on one or several checkpoints, or on pictures that are there already."""
+
+    kind: Literal["evaluate"]
+    benchmark: str
+
+
+class EmojiBenchRecipe(EvaluateRecipe):
+    """EmojiBench on one or several checkpoints."""
+
+    benchmark: Literal["emojibench"]
+    policies: dict[str, InputPath | TrainingSeeds] = Field(
+        description="name -> checkpoint or run folder, or a list of them: one method trained with several seeds"
+    )
+    evaluator: InputPath
+    splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
+    items: int = Field(96, gt=0, description="per split")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    guidance: tuple[float, ...] = Field((1.0,), description="each policy is reported at its best of these scales")
+    temperature: Positive = 1.0
+    baselines: bool = True
+    batch: int = Field(64, gt=0)
+
+
+class PictureRecipe(EvaluateRecipe):
+    """What all benchmarks on pictures share. Sampling defaults to the paper's: guidance 7.5, the full vocabulary."""
+
+    policies: dict[str, InputPath] = Field({}, description="name -> checkpoint or run folder")
+    images: dict[str, InputPath] = Field(
+        {}, description="name -> folder of <item id>_<seed>.png, drawn by any model; also .jpg and .webp"
+    )
+    sampling: Sampling = Sampling(guidance_scale=7.5)
+    seeds: PictureSeeds = Field((0,), min_length=1, description="pictures per item: one for each seed")
+    batch: int = Field(16, gt=0, description="pictures drawn at a time, per process")
+    score_batch: int = Field(16, gt=0, description="pictures scored at a time, per process")
+    limit: int | None = Field(None, gt=0, description="the first so many items only; never a published protocol")
+    incomplete: Literal["refuse", "score"] = Field(
+        "refuse", description="score: with missing pictures or scores too, and a lower bound that counts them as 0"
+    )
+    device: str | None = Field(None, description="default: the process's own GPU, cpu where there is none")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the policies")
+
+    @model_validator(mode="after")
+    def _something_to_score(self) -> PictureRecipe:
+        if not self.policies and not self.images:
+            raise ValueError("expected policies (checkpoints that draw) or images (folders of pictures), found neither")
+        both = self.policies.keys() & self.images.keys()
+        if both:
+            raise ValueError(f"images.{min(both)}: this name is taken by a policy")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_listed(self) -> PictureRecipe:
+        if self.sampling.seed:
+            raise ValueError("sampling.seed: give seeds, one picture of each item is drawn with each")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: expected each once, found {list(self.seeds)}")
+        return self
+
+
+class Judge(Section):
+    """A vision-language judge: an OpenAI-compatible server, or a model in this process; see mentor_rewards.qwen_vl."""
+
+    backend: Literal["server", "local"] = "server"
+    url: str | None = Field(None, description="base URL with the version, e.g. http://127.0.0.1:8000/v1")
+    model: str = Field(description="as the server calls it; with backend: local a folder or hub id")
+    api_key_env: str | None = Field(None, description="environment variable that holds the server's key")
+    passes: int = Field(3, gt=0, description="independent judgements of each picture")
+    temperature: float = Field(1.0, ge=0.0, description="the published protocol judges at 1")
+    max_tokens: int = Field(512, gt=0)
+    concurrency: int = Field(32, gt=0)
+    timeout: Positive = Field(60.0, description="seconds for one try")
+    retries: int = Field(6, ge=0)
+    cache: str | None = Field(None, description="file of answers to keep, shared between runs")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of a local judge")
+    stand_in: bool = Field(False, description="mark the judge as a stand-in, whatever its name")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Judge:
+        if (self.backend == "server") != (self.url is not None):
+            raise ValueError("give url (a running server), or backend: local with model (weights), not both")
+        return self
+
+
+class DreamBenchPlusRecipe(PictureRecipe):
+    """DreamBench++: concept preservation and prompt following by a judge; dreambench_plus.py."""
+
+    benchmark: Literal["dreambench_plus"]
+    data: InputPath = Field(description="the unpacked data.zip of DreamBench++, with images/ and captions/")
+    judge: Judge
+
+
+class DreamBenchRecipe(PictureRecipe):
+    """DreamBench: CLIP-I, CLIP-T and DINO on thirty subjects; dreambench.py."""
+
+    benchmark: Literal["dreambench"]
+    data: InputPath = Field(description="the dataset/ folder of google/dreambooth")
+    seeds: PictureSeeds = Field((0, 1, 2), min_length=1)
+    rewards: dict[str, RewardEntry] | None = Field(None, description="instead of the published towers")
+
+
+class T2IRewardsRecipe(PictureRecipe):
+    """Text-to-image rewards on a file of prompts; t2i_rewards.py."""
+
+    benchmark: Literal["t2i_rewards"]
+    prompts: InputPath | dict[str, InputPath] = Field(
+        description="a file, or name -> file: a prompt a line (.txt), a column `prompt` (.csv, .jsonl), a list (.json)"
+    )
+    rewards: dict[str, RewardEntry] = Field(min_length=1)
+
+
+BENCHMARKS: dict[str, type[EvaluateRecipe]] = {
+    "emojibench": EmojiBenchRecipe,
+    "t2i_rewards": T2IRewardsRecipe,
+}
