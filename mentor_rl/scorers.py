@@ -20,7 +20,8 @@ from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder, write_atomically
 from mentor_base.settings import EmojiData, Optimisation
 from mentor_rl.recipe import Tokenized
-from mentor_rl.scorer_tasks import Looks, ScorerTask, build_task
+from mentor_rl.scorer_tasks import ScorerTask, build_task
+from mentor_rl.scorer_views import Looks
 
 STATE = "scorer.pt"
 LOG_EVERY = 25

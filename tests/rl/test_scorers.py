@@ -22,7 +22,7 @@ from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.recipe import Tokenized
 from mentor_rl.scorer_captions import caption_tokenizer, draw_caption
 from mentor_rl.scorer_pictures import PLAIN, SOFT, SpriteBank, compose
-from mentor_rl.scorer_tasks import Looks, Pictures
+from mentor_rl.scorer_views import Looks, Pictures
 
 TOKENIZER = str(Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "tokenizer")
 TWO_STYLES = EmojiData(styles=("noto", "fluent-mono"))
