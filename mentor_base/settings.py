@@ -137,8 +137,18 @@ class ParquetData(RowData):
     cache: str | None = Field(None, description="folder for the memory-mapped copies; default: that of `datasets`")
 
 
+class PromptData(RowData):
+    """What to ask, without answers; see mentor_base/data/jsonl.py."""
+
+    source: Literal["prompts"] = "prompts"
+
+
 def _source(data: Any) -> Any:
     return data.get("source", "emoji") if isinstance(data, dict) else getattr(data, "source", None)
+
+
+def _asks(data: Any) -> str:
+    return "prompts" if _source(data) == "prompts" else "rows"
 
 
 Data = Annotated[
@@ -148,6 +158,8 @@ Data = Annotated[
     | Annotated[ParquetData, Tag("parquet")],
     Discriminator(_source),
 ]
+
+AnyPrompts = Annotated[Annotated[Data, Tag("rows")] | Annotated[PromptData, Tag("prompts")], Discriminator(_asks)]
 
 
 class Mixture(Section):

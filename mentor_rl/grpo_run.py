@@ -39,6 +39,7 @@ from mentor_rl.grpo_setup import (
     hacking_alarm,
     pictures_per_process,
     silence_dropout,
+    some_prompts,
     true_answers,
 )
 from mentor_rl.monitors.copying import copy_thresholds
@@ -111,7 +112,7 @@ def build_trainer(
     )
     fixed = [unseen[i] for i in range(monitoring.prompts)]
     answers = true_answers(recipe, world)
-    check_rewards(composite, answers)
+    check_rewards(composite, some_prompts(recipe, world))
     trainer = MentorGRPOTrainer(
         policy=policy,
         reference=reference,

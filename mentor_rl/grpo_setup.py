@@ -13,9 +13,10 @@ from mentor_rewards.composite import Composite, columns_of
 from PIL import Image
 
 from mentor_base.data.mixture import World
-from mentor_base.data.schema import Example
+from mentor_base.data.schema import Example, Prompt
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.settings import PromptData
 from mentor_rl.monitors.copying import ANSWERS
 from mentor_rl.monitors.hacking import HackingAlarm, threshold, trend
 from mentor_rl.recipe import GrpoRecipe
@@ -84,21 +85,29 @@ def silence_dropout(policy: MentorForConditionalGeneration) -> None:
             module.dropout = 0.0
 
 
+def some_prompts(recipe: GrpoRecipe, world: World) -> list[Prompt]:
+    """Prompts of each of the run's tasks."""
+    split, tasks = recipe.prompts.split, recipe.prompts.weights
+    return [world.prompt(task, split, MONITOR_SEED, i) for task in tasks for i in range(ANSWERS)]
+
+
 def true_answers(recipe: GrpoRecipe, world: World) -> list[Example]:
-    """What the data itself answers to prompts of each of the run's tasks."""
+    """What the data itself answers to prompts of each of the run's tasks; nothing where it has prompts alone."""
     split = recipe.prompts.split
+    if isinstance(recipe.prompts.data, PromptData):
+        return []
     return [world.example(task, split, MONITOR_SEED, i) for task in recipe.prompts.weights for i in range(ANSWERS)]
 
 
-def check_rewards(composite: Composite, examples: Sequence[Example]) -> None:
+def check_rewards(composite: Composite, prompts: Sequence[Prompt]) -> None:
     """Refuse rewards that no prompt has the columns for, and tasks that no trained reward applies to.
 
     Raises:
         RewardError: says which, and why.
     """
-    blank, nothing = Image.new("RGB", (1, 1)), torch.empty(len(examples), 0)
-    prompts = tuple(example.prompt() for example in examples)
-    batch = reward_batch(Rollout(prompts, tuple(range(len(prompts))), nothing, nothing, [blank] * len(prompts)), 0)
+    blank, nothing = Image.new("RGB", (1, 1)), torch.empty(len(prompts), 0)
+    count = len(prompts)
+    batch = reward_batch(Rollout(tuple(prompts), tuple(range(count)), nothing, nothing, [blank] * count), 0)
     composite.check_columns(columns_of(batch))
     composite.check_tasks(batch)
 

@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 from mentor_base.errors import nearest
 from mentor_base.settings import (
     AdamW,
+    AnyPrompts,
     Checkpoints,
-    Data,
     EmojiData,
     InputPath,
     Optimisation,
@@ -103,7 +103,7 @@ class ScorerRecipe(Common):
 class Prompts(Section):
     """The prompts that GRPO rolls out, drawn in a fixed order; with ``weights`` over tasks."""
 
-    data: Data = EmojiData()
+    data: AnyPrompts = EmojiData()
     weights: dict[Task, Positive] = Field(default={"subject": 1.0})
     split: Split = "train"
 

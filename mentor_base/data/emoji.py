@@ -53,7 +53,7 @@ from mentor_base.data.atlas import SIZE, Atlas, Subject
 from mentor_base.data.disguise import NAME as DISGUISED_NAME
 from mentor_base.data.disguise import Disguise
 from mentor_base.data.grounds import random_ground
-from mentor_base.data.schema import Example
+from mentor_base.data.schema import Example, Prompt
 from mentor_base.data.shapes import COLOURS, NUMBERS, POSITIONS, RELATIONS, SHAPES, draw_scene, random_scene
 from mentor_base.data.silhouettes import overlap, silhouettes
 from mentor_base.errors import UserError, nearest
@@ -140,6 +140,10 @@ class EmojiWorld:
         example = self._tasks[task](Random(where), split)
         facts = {"where": where, **example.meta}
         return Example(task, example.text, example.images, example.target, example.subject, example.mask, facts)
+
+    def prompt(self, task: str, split: str, seed: int, index: int) -> Prompt:
+        """What the example asks."""
+        return self.example(task, split, seed, index).prompt()
 
     def corpus(self) -> list[str]:
         """What a text tokenizer has to know: every name, style, colour, shape and number, and captions of all tasks."""

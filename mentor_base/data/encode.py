@@ -121,7 +121,7 @@ def _target(row: Row | UserError) -> Image.Image | UserError:
         return row
     try:
         row.sizes()
-        return decode(row.target, row.where, "target")
+        return decode(row.answer(), row.where, "target")
     except BrokenPicture as error:
         return error
 

@@ -3,6 +3,9 @@
     {"task": "subject", "text": "<image> this fox in line art style", "images": ["fox.png"], "target": "fox-line.png",
      "subject": "fox", "mask": null, "meta": {"style": "line art"}}
 
+A file of prompts (``source: prompts``) has the same rows without the answer: no target, mask or codes. A ``.txt`` file
+has one caption of a text-to-image prompt a line.
+
 In memory a file is two numbers a row: the offset of its line and its line number.
 """
 
@@ -13,24 +16,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mentor_base.data.rows import CODED_KEYS, FilePicture, Row, check_facts, check_keys, os_reason, parse_object, shown
+from mentor_base.data.rows import (
+    CODED_KEYS,
+    PROMPT_KEYS,
+    FilePicture,
+    Row,
+    check_facts,
+    check_keys,
+    os_reason,
+    parse_object,
+    shown,
+)
 from mentor_base.data.schema import TASKS
 from mentor_base.errors import UserError
 
+TEXT_SUFFIX = ".txt"
+
 
 class JsonlFile:
-    """A RowFile over lines. Empty lines are allowed.
+    """A RowFile over lines; ``answered``: of rows with a target, else of prompts. Empty lines are allowed.
 
     Raises:
         UserError: the first line that cannot be used, as ``file.jsonl:12: images[0]: expected ..., found ...``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, answered: bool = True) -> None:
         self.path = path
+        self._parse = parse_line if answered else parse_prompt
         self.tasks = array("B")
         self._offsets, self._numbers = array("q"), array("q")
         for number, offset, line in _lines(path):
-            row = parse_line(line, f"{path}:{number}", path.parent)
+            row = self._parse(line, f"{path}:{number}", path.parent)
             self.tasks.append(TASKS.index(row.task))
             self._offsets.append(offset)
             self._numbers.append(number)
@@ -44,11 +60,11 @@ class JsonlFile:
         with self.path.open("rb") as file:
             file.seek(self._offsets[n])
             line = file.readline()
-        return parse_line(line, f"{self.path}:{self._numbers[n]}", self.path.parent)
+        return self._parse(line, f"{self.path}:{self._numbers[n]}", self.path.parent)
 
     def texts(self) -> Iterator[str]:
         for number, _, line in _lines(self.path):
-            yield parse_line(line, f"{self.path}:{number}", self.path.parent).text
+            yield self._parse(line, f"{self.path}:{number}", self.path.parent).text
 
 
 def scan_jsonl(path: Path) -> Iterator[Row | UserError]:
@@ -69,17 +85,40 @@ def parse_line(line: bytes, where: str, folder: Path) -> Row:
     """The row of one line; paths are joined to ``folder``."""
     entry = parse_object(line.rstrip(b"\r\n"), where)  # so that columns count from the line
     check_keys(entry, where, CODED_KEYS)
-    images = entry.get("images", [])
-    if not isinstance(images, list):
-        raise UserError(f"{where}: images: expected a list of picture paths, found {shown(images)}")
+    images = _pictures(entry, where, folder)
     facts = check_facts(entry, where, len(images))
     mask = entry.get("mask")
     return facts.row(
         where,
-        images=tuple(_picture(name, f"{where}: images[{k}]", folder) for k, name in enumerate(images)),
+        images,
         target=_picture(entry["target"], f"{where}: target", folder),
         mask=None if mask is None else _picture(mask, f"{where}: mask", folder),
     )
+
+
+def parse_prompt(line: bytes, where: str, folder: Path) -> Row:
+    """The prompt of one line: a JSON object, or in a ``.txt`` file a caption."""
+    if where.rpartition(":")[0].endswith(TEXT_SUFFIX):
+        entry: dict[str, Any] = {"task": "t2i", "text": _decoded(line.strip(), where)}
+    else:
+        entry = parse_object(line.rstrip(b"\r\n"), where)
+    check_keys(entry, where, PROMPT_KEYS)
+    images = _pictures(entry, where, folder)
+    return check_facts(entry, where, len(images)).row(where, images, target=None, mask=None)
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: expected a caption in UTF-8, found other bytes") from error
+
+
+def _pictures(entry: dict[str, Any], where: str, folder: Path) -> tuple[FilePicture, ...]:
+    images = entry.get("images", [])
+    if not isinstance(images, list):
+        raise UserError(f"{where}: images: expected a list of picture paths, found {shown(images)}")
+    return tuple(_picture(name, f"{where}: images[{k}]", folder) for k, name in enumerate(images))
 
 
 def _picture(name: Any, where: str, folder: Path) -> FilePicture:

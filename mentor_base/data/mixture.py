@@ -18,7 +18,7 @@ from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
 from mentor_base.data.sources import RowWorld
 from mentor_base.errors import UserError, nearest
-from mentor_base.settings import Data, EmojiData, Mixture
+from mentor_base.settings import Data, EmojiData, Mixture, PromptData
 
 IMAGE_ONLY_TASKS = ("reconstruction", "recovery")  # the others cannot be told from pictures alone
 
@@ -33,11 +33,14 @@ class World(Protocol):
     def example(self, task: str, split: str, seed: int, index: int) -> Example:
         """One example: a pure function of the arguments."""
 
+    def prompt(self, task: str, split: str, seed: int, index: int) -> Prompt:
+        """What the example asks."""
+
     def corpus(self) -> list[str]:
         """The texts that a tokenizer has to know."""
 
 
-def world_of(data: Data, report: Path | None = None) -> World:
+def world_of(data: Data | PromptData, report: Path | None = None) -> World:
     """The world that a recipe's ``data`` section describes; ``report`` is where rows with broken pictures are named."""
     return EmojiWorld(data) if isinstance(data, EmojiData) else RowWorld(data, report)
 
@@ -92,7 +95,7 @@ class PromptList:
 
     def __init__(
         self,
-        data: Data,
+        data: Data | PromptData,
         weights: Mapping[Any, float],
         split: str,
         seed: int,
@@ -107,12 +110,8 @@ class PromptList:
         return self.length
 
     def __getitem__(self, i: int) -> Prompt:
-        return self.example(i).prompt()
-
-    def example(self, i: int) -> Example:
-        """The prompt together with the picture that the data would answer with."""
         _check_index(i, self.length)
-        return self.world.example(self.task_at(i), self.split, self.seed, i)
+        return self.world.prompt(self.task_at(i), self.split, self.seed, i)
 
 
 def _check_index(i: int, length: int) -> None:

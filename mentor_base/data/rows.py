@@ -26,12 +26,13 @@ from typing import Any, BinaryIO, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
-from mentor_base.data.schema import TASKS, Codes, Example, check_text
+from mentor_base.data.schema import TASKS, Codes, Example, Prompt, check_text
 from mentor_base.errors import UserError, nearest
 from mentor_base.images import over_white
 
 KEYS = ("task", "text", "images", "target", "subject", "mask", "meta")
 CODED_KEYS = (*KEYS, "codes")  # of sources in JSON
+PROMPT_KEYS = ("task", "text", "images", "subject", "meta")  # of rows without an answer
 REQUIRED = ("task", "text", "target")
 FACTS: dict[str, tuple[type, str]] = {
     "task": (str, "a task name"),
@@ -106,13 +107,13 @@ class BytesPicture:
 
 @dataclass(frozen=True)
 class Row:
-    """A checked row: everything of an Example but the pixels."""
+    """A checked row: everything of an Example but the pixels; of a prompt without an answer ``target`` is None."""
 
     where: str
     task: str
     text: str
     images: tuple[Picture, ...]
-    target: Picture
+    target: Picture | None
     subject: str | None
     mask: Picture | None
     meta: Mapping[str, Any]
@@ -123,14 +124,30 @@ class Row:
 
         Raises:
             BrokenPicture: the first one that cannot be decoded, or a mask of another size than its target.
+            UserError: a prompt without an answer.
         """
+        self.answer()
         decoded = {part: decode(picture, self.where, part) for part, picture in self.pictures()}
         target, mask = decoded["target"], decoded.get("mask")
         if mask is not None and mask.size != target.size:
             raise BrokenPicture(self.where, "mask", f"{mask.size} pixels over a target of {target.size}")
         images = tuple(decoded[f"images[{k}]"] for k in range(len(self.images)))
-        meta = {**self.meta, "where": self.where}
+        meta = self._facts()
         return Example(self.task, self.text, images, target, self.subject, mask, meta, self.codes)
+
+    def answer(self) -> Picture:
+        """The target; raises UserError for a prompt without one."""
+        if self.target is None:
+            raise UserError(f"{self.where}: expected a target, found a prompt without one")
+        return self.target
+
+    def prompt(self) -> Prompt:
+        """Decode what is asked, and not the answer; raises BrokenPicture."""
+        images = (decode(picture, self.where, f"images[{k}]") for k, picture in enumerate(self.images))
+        return Prompt(self.text, tuple(images), self.subject, {**self._facts(), "task": self.task})
+
+    def _facts(self) -> dict[str, Any]:
+        return {**self.meta, "where": self.where}
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(width, height) of each picture by its part, from the headers alone; raises BrokenPicture."""
@@ -140,7 +157,8 @@ class Row:
         """(part, picture): images[0], ..., target, mask."""
         for k, picture in enumerate(self.images):
             yield f"images[{k}]", picture
-        yield "target", self.target
+        if self.target is not None:
+            yield "target", self.target
         if self.mask is not None:
             yield "mask", self.mask
 
@@ -176,7 +194,7 @@ class Facts:
     meta: Mapping[str, Any]
     codes: Codes | None = None
 
-    def row(self, where: str, images: tuple[Picture, ...], target: Picture, mask: Picture | None) -> Row:
+    def row(self, where: str, images: tuple[Picture, ...], target: Picture | None, mask: Picture | None) -> Row:
         """The row that says this about these pictures."""
         return Row(where, self.task, self.text, images, target, self.subject, mask, self.meta, self.codes)
 

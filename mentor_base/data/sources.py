@@ -1,4 +1,4 @@
-"""Rows on disk as a world: ``source: jsonl | shards | parquet`` of a recipe.
+"""Rows on disk as a world: ``source: jsonl | shards | parquet | prompts`` of a recipe.
 
     data: {source: jsonl, train: [a/rows.jsonl, "b/*.jsonl"], val: val.jsonl, broken_rate: 0.01}
 
@@ -14,21 +14,23 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeVar
 
 from mentor_base.data.broken import BrokenRows
 from mentor_base.data.jsonl import JsonlFile, count_jsonl, scan_jsonl
 from mentor_base.data.order import shuffled
 from mentor_base.data.rows import BrokenPicture, Row, RowFile
-from mentor_base.data.schema import TASKS, Example
+from mentor_base.data.schema import TASKS, Example, Prompt
 from mentor_base.data.shards import ShardFile, count_shard, scan_shard
 from mentor_base.errors import UserError, nearest
-from mentor_base.settings import JsonlData, ParquetData, RowData, ShardData
+from mentor_base.settings import JsonlData, ParquetData, PromptData, RowData, ShardData
 
 PROBED = 8
+Read = TypeVar("Read")
 
 
 class RowWorld:
@@ -56,8 +58,15 @@ class RowWorld:
         goes on at its start; whoever draws it meets the same broken rows, and so the same replacement.
 
         Raises:
-            UserError: a split or task that the files do not have, or too many broken pictures.
+            UserError: a split or task that the files do not have, too many broken pictures, or prompts without answers.
         """
+        return self._read(task, split, seed, index, Row.load)
+
+    def prompt(self, task: str, split: str, seed: int, index: int) -> Prompt:
+        """As ``example``, but of a row only what it asks; a broken answer is none."""
+        return self._read(task, split, seed, index, Row.prompt)
+
+    def _read(self, task: str, split: str, seed: int, index: int, read: Callable[[Row], Read]) -> Read:
         if split not in self.splits:
             raise UserError(f"data: expected a split of {', '.join(self.splits)}, found '{split}'")
         rows = self.splits[split]
@@ -69,7 +78,7 @@ class RowWorld:
             n = shuffled((place + step) % len(numbers), len(numbers), f"{task}/{split}/{seed}/{turn}")
             self.broken.drawn += 1
             try:
-                return rows[numbers[n]].load()
+                return read(rows[numbers[n]])
             except BrokenPicture as error:
                 self.broken.note(error)
         raise UserError(f"data: no row of task '{task}' in split '{split}' has readable pictures")
@@ -115,7 +124,7 @@ def open_file(data: RowData, path: Path) -> RowFile:
         from mentor_base.data.parquet import ParquetFile  # datasets takes seconds to import
 
         return ParquetFile(path, data.cache)
-    return JsonlFile(path)
+    return JsonlFile(path, answered=not isinstance(data, PromptData))
 
 
 def scan_file(data: RowData, path: Path) -> Iterator[Row | UserError]:

@@ -336,7 +336,9 @@ def test_prompts_carry_the_facts_that_rewards_need() -> None:
             assert len(prompt.images) == 1
         elif prompt.meta["kind"] == "shapes":
             assert prompt.meta["objects"]
-    assert prompts.example(3).text == prompts[3].text
+    world = prompts.world
+    where = prompts.task_at(3), "unseen_pairs", 3, 3
+    assert world.example(*where).text == world.prompt(*where).text == prompts[3].text
 
 
 def test_mixture_refuses_tasks_that_the_world_lacks() -> None:

@@ -20,7 +20,7 @@ from mentor_base.data.rows import BrokenPicture, FilePicture
 from mentor_base.data.schema import Example
 from mentor_base.data.sources import RowWorld, data_of_path, files_of
 from mentor_base.errors import UserError
-from mentor_base.settings import JsonlData, Mixture
+from mentor_base.settings import JsonlData, Mixture, PromptData
 
 
 @pytest.fixture
@@ -241,3 +241,25 @@ def test_settings_by_path(folder: Path) -> None:
     (folder / "x.tar").write_bytes(json.dumps({}).encode())
     with pytest.raises(UserError, match=r"expected files of one kind .*, found .jsonl and .tar"):
         data_of_path(str(folder))
+
+
+def test_prompts_need_no_answer(folder: Path) -> None:
+    asked = [row(subject="fox", meta={"style": "flat"}), row(images=["3.png"])]
+    path = write_jsonl(folder, *({k: v for k, v in r.items() if k != "target"} for r in asked), name="prompts.jsonl")
+    captions = folder / "captions.txt"
+    captions.write_text("a fox\n\nein B\u00e4r\n", encoding="utf-8")
+    prompts = world_of(PromptData(train=(str(path), str(captions))))
+    assert prompts.tasks == ("t2i", "subject")
+    found = [prompts.prompt("subject", "train", 0, i) for i in range(2)]
+    assert {(red(prompt.images[0]), prompt.subject) for prompt in found} == {(0, "fox"), (3, None)}
+    assert all(prompt.meta["task"] == "subject" for prompt in found)
+    assert {prompts.prompt("t2i", "train", 0, i).text for i in range(2)} == {"a fox", "ein B\u00e4r"}
+    with pytest.raises(UserError, match=r"captions\.txt:\d: expected a target, found a prompt without one"):
+        prompts.example("t2i", "train", 0, 0)
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: unknown key 'target'"):
+        world_of(PromptData(train=str(write_jsonl(folder, row()))))
+
+
+def test_a_broken_answer_does_not_matter_to_a_prompt(folder: Path) -> None:
+    rows = world(write_jsonl(folder, row(target="cut.png"), row(images=["cut.png"], text="<image>")), broken_rate=1.0)
+    assert [red(rows.prompt("subject", "train", 0, i).images[0]) for i in range(2)] == [0, 0]

@@ -193,6 +193,16 @@ def test_watching_does_not_change_the_training(policy, tmp_path) -> None:
     assert traces[0] == traces[1]
 
 
+def test_prompts_without_answers_train(policy, tmp_path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a fox\na red house\na bus\n", encoding="utf-8")
+    prompts = {"data": {"source": "prompts", "train": str(captions), "val": str(captions)}, "weights": {"t2i": 1.0}}
+    monitoring = {"every": 100, "prompts": 2, "split": "val"}
+    lines = run_recipe(toy_recipe(policy, tmp_path / "run", 1, prompts=prompts, monitoring=monitoring))
+    assert 0 < lines[1]["rewards/brightness/mean"] < 1
+    assert not any("copies" in name for name in lines[1]), "nothing says how like a reference a picture may be"
+
+
 def test_gap_check_fires_when_sampler_and_trainer_disagree(policy, tmp_path, monkeypatch) -> None:
     real = trainer_module.roll_out
 

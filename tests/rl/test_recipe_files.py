@@ -11,6 +11,7 @@ import yaml
 from mentor_base.batch_split import split_batch
 from mentor_base.errors import UserError
 from mentor_rl.commands.recipes import recipe_files
+from mentor_rl.grpo_setup import pictures_per_process
 from mentor_rl.recipe import GrpoRecipe, SftRecipe
 from mentor_rl.recipe_files import input_paths, load_recipe, resolved
 from mentor_rl.recipe_names import check_names
@@ -65,7 +66,7 @@ def _edit(path: Path, old: str, new: str) -> None:
 
 def test_every_recipe_of_the_project_is_seen() -> None:
     by_folder = {path.parent.name for path in SHIPPED}
-    full_size = {"projector", "base", "subject", "multi_image", "in_context", "editing", "segmentation"}
+    full_size = {"projector", "base", "subject", "multi_image", "in_context", "editing", "segmentation", "t2i"}
     assert by_folder >= full_size | {"reconstruction", "emoji"}
     assert "launch" not in by_folder
     for folder in by_folder:
@@ -96,14 +97,18 @@ def test_a_full_size_recipe_without_its_inputs_says_what_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     loaded = load_recipe(path, need_inputs=False)
-    assert isinstance(loaded, SftRecipe)
+    assert isinstance(loaded, SftRecipe | GrpoRecipe)
     assert loaded.optimisation.precision == "bf16"
     for processes in (1, 8):
-        split_batch(loaded.optimisation, processes)
+        if isinstance(loaded, SftRecipe):
+            split_batch(loaded.optimisation, processes)
+        else:
+            assert pictures_per_process(loaded, processes) * processes == 96
     lines = _error(path).splitlines()
     assert len(lines) == len(list(input_paths(loaded)))
     assert all("expected an existing path, found neither" in line for line in lines)
-    if str(loaded.init).startswith("runs/"):
+    start = loaded.init if isinstance(loaded, SftRecipe) else loaded.policy
+    if str(start).startswith("runs/"):
         assert "; make it with `mentor train " in lines[0]
 
 
