@@ -27,9 +27,8 @@ from PIL import Image
 
 from mentor_rewards.composite import Composite, CompositeScores, columns_of
 from mentor_rewards.contract import RewardBatch, RewardError, RewardFailure
-from mentor_rewards.pixels import rgb
+from mentor_rewards.pixels import picture_digest, rgb
 from mentor_rewards.reward_schedule import is_async
-from mentor_rewards.wire import picture_digest
 
 TrlReward = Callable[..., list[float | None]] | Callable[..., Awaitable[list[float | None]]]
 FlowGrpoReward = Callable[..., tuple[dict[str, np.ndarray], dict[str, Any]]]

@@ -18,10 +18,9 @@ import torch
 from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from mentor_rewards.contract import RewardError
-from mentor_rewards.pretrained import check_names, load_state
+from mentor_rewards.pretrained import check_names, heads_of_64, load_state
 
 HEAD_LAYERS = (0, 2, 4, 6, 7)
-_HEAD_WIDTH = 64
 _VISION, _TEXT, _HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
 # BLIP's contrastive projections and a buffer: in the file, not in the score.
 _UNUSED = {
@@ -61,7 +60,7 @@ def vision_model(tensors: dict[str, torch.Tensor], dtype: str, where: str) -> Bl
         hidden_size=width,
         intermediate_size=len(own["blocks.0.mlp.fc1.weight"]),
         num_hidden_layers=_count(own, "blocks."),
-        num_attention_heads=_heads(width, where),
+        num_attention_heads=heads_of_64(width, where),
         image_size=patch * math.isqrt(own["pos_embed"].shape[1] - 1),
         patch_size=patch,
         hidden_act="gelu",
@@ -91,7 +90,7 @@ def text_sizes(tensors: dict[str, torch.Tensor], where: str) -> dict[str, Any]:
         "encoder_hidden_size": tensors[f"{first}crossattention.self.key.weight"].shape[1],
         "intermediate_size": len(tensors[f"{first}intermediate.dense.weight"]),
         "num_hidden_layers": _count(tensors, f"{_TEXT}encoder.layer."),
-        "num_attention_heads": _heads(width, where),
+        "num_attention_heads": heads_of_64(width, where),
         "max_position_embeddings": len(tensors[f"{_TEXT}embeddings.position_embeddings.weight"]),
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-12,
@@ -150,9 +149,3 @@ def _text_names(layers: int) -> set[str]:
 def _count(names: dict[str, torch.Tensor], prefix: str) -> int:
     """How many layers there are; at least one, so that an empty file is told what it lacks."""
     return max(1, len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}))
-
-
-def _heads(width: int, where: str) -> int:
-    if width % _HEAD_WIDTH:
-        raise RewardError(f"{where}: expected a width in heads of {_HEAD_WIDTH} channels, found {width}")
-    return width // _HEAD_WIDTH

@@ -23,6 +23,7 @@ from torch import nn
 
 from mentor_rewards.contract import RewardError, nearest
 from mentor_rewards.pixels import squares
+from mentor_rewards.pretrained import read_json
 
 NORMALISATIONS = ("group", "batch")
 _GROUP_CHANNELS = 8
@@ -154,13 +155,8 @@ def _norm(channels: int, kind: str) -> nn.Module:
 
 
 def _read_config(path: Path) -> ClassifierConfig:
-    try:
-        facts = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RewardError(f"{path}: no such file; expected a classifier folder") from None
-    except json.JSONDecodeError as error:
-        raise RewardError(f"{path}: not JSON: {error}") from error
-    if not isinstance(facts, dict) or facts.pop("kind", None) != "classifier":
+    facts = read_json(path)
+    if facts.pop("kind", None) != "classifier":
         raise RewardError(f"{path}: expected kind 'classifier'")
     known = [field.name for field in fields(ClassifierConfig)]
     for key in facts:

@@ -198,7 +198,7 @@ def _entries(
             raise RewardError(f"{use}: two rewards are called '{_entry_name(use)}'; score them one after the other")
         by_name[_entry_name(use)] = {}
     for key, value in _pairs(options, "--option").items():
-        owner = next((name for name in by_name if key.startswith(f"{name}.")), None)
+        owner = max((name for name in by_name if key.startswith(f"{name}.")), key=len, default=None)
         if owner is None and len(by_name) > 1:
             known = nearest(key.partition(".")[0], by_name)
             raise RewardError(f"--option: expected NAME.KEY=VALUE for one of several rewards, found '{key}'; {known}")
@@ -216,6 +216,7 @@ def _pairs(texts: Sequence[str] | None, name: str) -> dict[str, Any]:
     import yaml
 
     from mentor_rewards.contract import RewardError
+    from mentor_rewards.strict_yaml import parse_value
 
     pairs = {}
     for text in texts or ():
@@ -223,7 +224,7 @@ def _pairs(texts: Sequence[str] | None, name: str) -> dict[str, Any]:
         if not equals or not key:
             raise RewardError(f"{name}: expected KEY=VALUE, found '{text}'")
         try:
-            pairs[key] = yaml.safe_load(value)
+            pairs[key] = parse_value(value)
         except yaml.YAMLError as error:
             raise RewardError(f"{name}: {key}: not a YAML value: '{value}'") from error
     return pairs

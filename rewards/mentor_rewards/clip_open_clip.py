@@ -16,11 +16,9 @@ from typing import Any
 
 import torch
 
-from mentor_rewards.contract import RewardError
-from mentor_rewards.pretrained import check_names
+from mentor_rewards.pretrained import check_names, heads_of_64
 
 VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H-14, g-14, bigG-14; all others have heads of 64 channels
-_HEAD_WIDTH = 64
 
 _VISION = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
@@ -69,7 +67,7 @@ def clip_config(state: dict[str, torch.Tensor], activation: str, where: str) -> 
     vision = {
         "hidden_size": width,
         "num_hidden_layers": vision_layers,
-        "num_attention_heads": _heads(VISION_HEADS.get(width, width // _HEAD_WIDTH), width, where),
+        "num_attention_heads": VISION_HEADS.get(width) or heads_of_64(width, where),
         "intermediate_size": shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"][0],
         "patch_size": patch,
         "image_size": side * patch,
@@ -78,7 +76,7 @@ def clip_config(state: dict[str, torch.Tensor], activation: str, where: str) -> 
     text = {
         "hidden_size": text_width,
         "num_hidden_layers": text_layers,
-        "num_attention_heads": _heads(text_width // _HEAD_WIDTH, text_width, where),
+        "num_attention_heads": heads_of_64(text_width, where),
         "intermediate_size": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0],
         "vocab_size": vocabulary,
         "max_position_embeddings": length,
@@ -126,9 +124,3 @@ def _names(vision_layers: int, text_layers: int) -> set[str]:
     for (prefix, _), layers in zip(_TOWERS, (vision_layers, text_layers), strict=True):
         names |= {f"{prefix}{layer}.{kind}" for layer in range(layers) for kind in kinds}
     return names
-
-
-def _heads(heads: int, width: int, where: str) -> int:
-    if heads == 0 or width % heads:
-        raise RewardError(f"{where}: expected a width that is a multiple of {_HEAD_WIDTH}, found {width}")
-    return heads

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Need = Literal["prompt", "reference", "subject"]
 Probe = Literal["blur", "noise", "prompt", "reference"]
@@ -38,12 +38,26 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "none is known"
 
 
+def one_line(value: object) -> str:
+    """A message of someone else's, as part of one of ours; the type's name for an error that says nothing."""
+    return " ".join(str(value).split()) or type(value).__name__
+
+
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first fault that pydantic found in what should be a ``model``, as the end of an error line."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'; {nearest(key, model.model_fields)}"
+    return f"{key}: {problem['msg']}, found {problem['input']!r}" if key else str(problem["msg"])
+
+
 @dataclass(frozen=True)
 class RewardSpec:
     """What the author declares about a reward.
 
     Attributes:
-        name: unique, snake_case; the key under which scores are logged.
+        name: unique, snake_case, with a dot where the usual name has one (hpsv2.1).
         version: changes whenever the same picture can get another score.
         needs: columns of the batch without which the reward does not apply. A sample that lacks one is left out
             (masked, not counted as a failure): so a composite can serve prompts with and without references.
@@ -162,6 +176,23 @@ class RewardOutput:
     scores: list[float | None]
     reasons: list[str | None] = field(default_factory=list)
     details: dict[str, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def missing(cls, count: int, reason: str) -> RewardOutput:
+        """No score for any of ``count`` pictures, all for one reason."""
+        return cls([None] * count, [reason] * count)
+
+
+def misfit(output: object, count: int) -> str | None:
+    """What keeps an answer from being ``count`` scores, with as many reasons and details or none; None if it fits."""
+    if not isinstance(output, RewardOutput):
+        return f"expected a RewardOutput, found {type(output).__name__}"
+    reasons = {"reasons": output.reasons} if output.reasons else {}
+    columns: dict[str, Sequence[Any]] = {"scores": output.scores, **reasons, **output.details}
+    for name, values in columns.items():
+        if len(values) != count:
+            return f"expected {count} {name}, one per picture, found {len(values)}"
+    return None
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ import torch
 from mentor_rewards.contract import RewardError
 from mentor_rewards.pretrained import (
     check_names,
+    heads_of_64,
     load_model,
     load_state,
     model_folder,
@@ -26,7 +27,6 @@ from mentor_rewards.pretrained import (
     weights_of,
 )
 
-_HEAD_WIDTH = 64
 _EPSILON = 1e-6
 _WHOLE = {
     "cls_token": "embeddings.cls_token",
@@ -82,12 +82,10 @@ def _config(state: dict[str, torch.Tensor], where: str) -> Any:
     names = {f"blocks.{layer}.{kind}" for layer in range(layers) for kind in kinds}
     check_names(set(state), {*_WHOLE, *names}, where)
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
-    if width % _HEAD_WIDTH:
-        raise RewardError(f"{where}: expected a width that is a multiple of {_HEAD_WIDTH}, found {width}")
     return ViTConfig(
         hidden_size=width,
         num_hidden_layers=layers,
-        num_attention_heads=width // _HEAD_WIDTH,
+        num_attention_heads=heads_of_64(width, where),
         intermediate_size=state["blocks.0.mlp.fc1.weight"].shape[0],
         patch_size=patch,
         image_size=patch * math.isqrt(state["pos_embed"].shape[1] - 1),

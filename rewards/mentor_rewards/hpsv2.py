@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from mentor_rewards.clip_reward import CLIP_H14, ClipReward, prompt_cosines
 from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, RewardSpec
+from mentor_rewards.pixels import rgb
 from mentor_rewards.weights import WeightsSource, checksum, find_weights
 
 
@@ -96,7 +97,7 @@ class HPSv2(ClipReward):
         for prompt in dict.fromkeys(batch.prompts):
             rows = [row for row, other in enumerate(batch.prompts) if other == prompt]
             found = self._upstream.score(
-                [batch.images[row].convert("RGB") for row in rows],
+                [rgb(batch.images[row]) for row in rows],
                 prompt,
                 cp=str(self._path),
                 hps_version=self.upstream_version,
@@ -114,7 +115,7 @@ class HPSv21(HPSv2):
 
     file = "HPS_v2.1_compressed.pt"
     upstream_version = "v2.1"
-    spec = replace(HPSv2.spec, name="hpsv2_1", version="2.1")
+    spec = replace(HPSv2.spec, name="hpsv2.1", version="2.1")
 
 
 def _upstream(device: str) -> Any:

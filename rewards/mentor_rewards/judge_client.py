@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mentor_rewards.contract import RewardError
+from mentor_rewards.contract import RewardError, one_line
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling, NoAnswer
 
 if TYPE_CHECKING:
@@ -146,5 +146,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _line(value: object) -> str:
-    text = " ".join(str(value).split()) or type(value).__name__
+    text = one_line(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

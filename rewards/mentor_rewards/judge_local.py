@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mentor_rewards.contract import RewardError
+from mentor_rewards.contract import RewardError, one_line
 from mentor_rewards.judge_prompts import MAX_PIXELS, MIN_PIXELS, JudgeTemplate
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling
 
@@ -51,9 +51,7 @@ class LocalJudge:
             self._pictures = AutoImageProcessor.from_pretrained(model, backend="pil", size=size)
             weights = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
         except (OSError, ValueError) as error:
-            raise RewardError(
-                f"backend: local cannot load the judge {model}: {' '.join(str(error).split())}"
-            ) from error
+            raise RewardError(f"backend: local cannot load the judge {model}: {one_line(error)}") from error
         self._image_token = int(getattr(weights.config, "image_token_id", -1))
         if self._tokenizer.chat_template is None or self._image_token < 0:
             raise RewardError(

@@ -1,7 +1,8 @@
-"""PIL pictures -> float arrays, without torchvision. Shapes: M pictures, H rows, W columns."""
+"""PIL pictures as RGB, as float arrays, and as a digest, without torchvision. Shapes: M pictures, H rows, W columns."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,6 +20,13 @@ def rgb(image: Image.Image) -> Image.Image:
     ground = Image.new("RGB", rgba.size, WHITE)
     ground.paste(rgba, mask=rgba.getchannel("A"))
     return ground
+
+
+def picture_digest(image: Image.Image) -> bytes:
+    """SHA-256 of what is seen: pixels, mode, size and transparent colour."""
+    digest = hashlib.sha256(repr((image.mode, image.size, image.info.get("transparency"))).encode())
+    digest.update(image.tobytes())
+    return digest.digest()
 
 
 def squares(

@@ -135,6 +135,17 @@ def check_names(found: set[str], expected: set[str], where: str) -> None:
             raise RewardError(f"{where}: {problem} keys: {', '.join(sorted(names)[:3])}{more}")
 
 
+def heads_of_64(width: int, where: str) -> int:
+    """How many heads of 64 channels a width has: what the original ViTs and BERTs have, and checkpoints do not say.
+
+    Raises:
+        RewardError: no whole number.
+    """
+    if width == 0 or width % 64:
+        raise RewardError(f"{where}: expected a width that is a multiple of 64, found {width}")
+    return width // 64
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -26,7 +26,8 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardEntry, RewardError, RewardSpec, nearest
+from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardEntry, RewardError, RewardSpec, nearest, one_line
+from mentor_rewards.weights import input_places
 
 GROUP = "mentor.rewards"
 
@@ -157,13 +158,6 @@ def _as_written(annotation: Any) -> str:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def find_path(value: str | Path, base: Path | None) -> Path | None:
-    """An existing input path: absolute, beside the recipe, or in the current folder; None when there is none."""
-    path = Path(value).expanduser()
-    places = [path] if path.is_absolute() else [*([base / path] if base else []), path]
-    return next((place for place in places if place.exists()), None)
-
-
 def _find_class(use: str, base: Path | None) -> Any:
     if use in BUILT_IN:
         return _from_module(use, BUILT_IN[use])
@@ -188,25 +182,21 @@ def _from_module(use: str, target: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise RewardError(f"reward '{use}': cannot import {module_name}: {_one_line(error)}") from error
+        raise RewardError(f"reward '{use}': cannot import {module_name}: {one_line(error)}") from error
     except (Exception, SystemExit) as error:
         raise RewardError(f"reward '{use}': {module_name} fails on import: {_raised(error)}") from error
     return _member(use, module, class_name, module_name)
 
 
 def _raised(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _from_file(use: str, place: str, class_name: str, base: Path | None) -> Any:
-    path = find_path(place, base)
-    if path is None or not path.is_file():
-        looked = f"{base / place} or {place}" if base and not Path(place).is_absolute() else place
-        raise RewardError(f"reward '{use}': expected a plugin file, found none at {looked}")
+    places = input_places(place, base)
+    path = next((found for found in places if found.is_file()), None)
+    if path is None:
+        raise RewardError(f"reward '{use}': expected a plugin file, found none at {' or '.join(map(str, places))}")
     return _member(use, _load_file(use, path.resolve()), class_name, str(path))
 
 
@@ -276,9 +266,10 @@ def _checked_options(name: str, cls: type, options: Mapping[str, Any], base: Pat
 def _typed(name: str, key: str, value: Any, hint: Any, base: Path | None) -> Any:
     """The value as the annotation wants it: numbers, tuples, literals by pydantic; paths must exist."""
     if value is not None and Path in (hint, *typing.get_args(hint)) and isinstance(value, str | Path):
-        found = find_path(value, base)
+        places = input_places(value, base)
+        found = next((place for place in places if place.exists()), None)
         if found is None:
-            looked = f"{base / value} or {value}" if base and not Path(value).is_absolute() else str(value)
+            looked = " or ".join(map(str, places))
             raise RewardError(f"reward '{name}': option '{key}': no such file or folder: {looked}")
         return found
     try:

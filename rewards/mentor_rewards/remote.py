@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from mentor_rewards.contract import AsyncReward, RewardBatch, RewardError, RewardOutput, RewardSpec, nearest
+from mentor_rewards.contract import AsyncReward, RewardBatch, RewardError, RewardOutput, RewardSpec, nearest, one_line
 from mentor_rewards.wire import (
     Listed,
     WireFault,
@@ -122,11 +122,11 @@ class Remote(AsyncReward):
             return await self._in_halves(batch)
         answer = await self._ask("POST", "/score", body, self.patience)
         if isinstance(answer, _Unanswered):
-            return _failed(len(batch), f"reward server {self.url}: {answer.reason}")
+            return RewardOutput.missing(len(batch), f"reward server {self.url}: {answer.reason}")
         try:
             output, fingerprint = decode_answer(answer, self.reward, ids)
         except WireFault as fault:
-            return _failed(len(batch), f"reward server {self.url}: {fault}")
+            return RewardOutput.missing(len(batch), f"reward server {self.url}: {fault}")
         if fingerprint != self._listed.fingerprint:
             raise RewardError(await self._what_changed(self._listed.spec))
         return output
@@ -239,8 +239,4 @@ def _error_line(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
-        return " ".join(answer.text.split())[:200] or "no reason given"
-
-
-def _failed(n: int, reason: str) -> RewardOutput:
-    return RewardOutput([None] * n, [reason] * n)
+        return one_line(answer.text)[:200] if answer.text.strip() else "no reason given"

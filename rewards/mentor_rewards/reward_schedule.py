@@ -22,7 +22,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardBatch, RewardEntry, RewardError, RewardOutput
+from mentor_rewards.contract import (
+    AnyReward,
+    AsyncReward,
+    Reward,
+    RewardBatch,
+    RewardEntry,
+    RewardError,
+    RewardOutput,
+    misfit,
+)
 
 T = TypeVar("T")
 
@@ -53,16 +62,9 @@ class Column:
         Raises:
             RewardError: an answer of another length or type.
         """
-        if not isinstance(output, RewardOutput):
-            raise RewardError(f"reward '{name}': expected a RewardOutput, found {type(output).__name__}")
-        lists: dict[str, list[Any]] = {
-            "scores": output.scores,
-            **({"reasons": output.reasons} if output.reasons else {}),
-            **output.details,
-        }
-        for key, values in lists.items():
-            if len(values) != len(rows):
-                raise RewardError(f"reward '{name}': expected {len(rows)} {key}, one per picture, found {len(values)}")
+        problem = misfit(output, len(rows))
+        if problem is not None:
+            raise RewardError(f"reward '{name}': {problem}")
         for position, row in enumerate(rows):
             reason = output.reasons[position] if output.reasons else None
             self.scores[row], self.reasons[row] = _checked_score(name, output.scores[position], reason)
@@ -171,7 +173,7 @@ class Schedule:
             except Exception as error:
                 if not clock.expired():
                     raise _named(name, "ascore", error) from error
-                output = _unscored(len(rows), f"no answer within {timeout:g} s")
+                output = RewardOutput.missing(len(rows), f"no answer within {timeout:g} s")
             column.seconds += time.perf_counter() - start
             column.fill(name, rows, output)
 
@@ -204,10 +206,6 @@ def _checked_score(name: str, value: Any, reason: str | None) -> tuple[float | N
     return float(value), None
 
 
-def _unscored(count: int, reason: str) -> RewardOutput:
-    return RewardOutput([None] * count, [reason] * count)
-
-
 class _LimitedCalls:
     """Synchronous calls of one reward that are waited for no longer than ``timeout`` seconds; never two at a time."""
 
@@ -224,14 +222,14 @@ class _LimitedCalls:
 
         def limited(batch: RewardBatch) -> RewardOutput:
             if self.busy:
-                return _unscored(len(batch), f"still busy with a call that ran past {self.timeout:g} s")
+                return RewardOutput.missing(len(batch), f"still busy with a call that ran past {self.timeout:g} s")
             answer: Future[RewardOutput] = Future()
             # A daemon: the pool's threads are joined when the process ends, and this one may never end.
             self._thread = threading.Thread(target=_settle, args=(answer, score, batch), name="reward", daemon=True)
             self._thread.start()
             self._thread.join(self.timeout)
             if not answer.done():
-                return _unscored(len(batch), f"no answer within {self.timeout:g} s")
+                return RewardOutput.missing(len(batch), f"no answer within {self.timeout:g} s")
             return answer.result()
 
         return limited

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mentor_rewards.contract import RewardBatch, RewardError, nearest
+from mentor_rewards.contract import RewardBatch, RewardError, first_problem, nearest
 
 PROMPTS = "prompts.jsonl"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -200,11 +200,7 @@ def _row(cells: Mapping[str, Any], place: str) -> PictureRow:
     try:
         return PictureRow.model_validate(cells)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "row"
-        if problem["type"] == "extra_forbidden":
-            raise RewardError(f"{place}: unknown key '{key}'; {nearest(key, PictureRow.model_fields)}") from error
-        raise RewardError(f"{place}: {key}: {problem['msg']}") from error
+        raise RewardError(f"{place}: {first_problem(error, PictureRow)}") from error
 
 
 def _group(row: PictureRow) -> int | str:

@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardEntry, RewardError, nearest
+from mentor_rewards.contract import RewardEntry, RewardError, first_problem, nearest
 from mentor_rewards.micro_batching import Batching
+from mentor_rewards.strict_yaml import parse_document
 from mentor_rewards.wire import Limits, is_loopback, read_token
 
 if TYPE_CHECKING:
@@ -73,13 +73,11 @@ def serve_recipe(recipe: Path, settings: Settings, only: Sequence[str] = ()) -> 
         RewardError: a file, entry, address or token that cannot be used as given.
     """
     try:
-        document = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        text = recipe.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "expected a text file in UTF-8, found other bytes"
         raise RewardError(f"{recipe}: cannot read this recipe: {reason}") from error
-    except yaml.YAMLError as error:
-        raise RewardError(f"{recipe}: not YAML: {' '.join(str(error).split())}") from error
-    serve(read_entries(document, str(recipe), only), settings, recipe.parent)
+    serve(read_entries(parse_document(text, str(recipe)).data, str(recipe), only), settings, recipe.parent)
 
 
 def read_entries(document: Any, where: str, only: Sequence[str] = ()) -> dict[str, RewardEntry]:
@@ -98,11 +96,7 @@ def _entry(value: Any, where: str) -> RewardEntry:
     try:
         return RewardEntry.model_validate(value or {})
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        if problem["type"] == "extra_forbidden":
-            raise RewardError(f"{where}: unknown key '{key}'; {nearest(key, RewardEntry.model_fields)}") from None
-        raise RewardError(f"{where}: {key}: {problem['msg']}, found {problem['input']!r}") from None
+        raise RewardError(f"{where}: {first_problem(error, RewardEntry)}") from None
 
 
 def serve(entries: Mapping[str, RewardEntry], settings: Settings, base: Path | None = None) -> None:

@@ -12,7 +12,7 @@ they are tried, unless the spec declares ``network``.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,8 +20,9 @@ from typing import Any, Literal
 from PIL import Image, ImageDraw
 
 from mentor_rewards.contract import RewardBatch
+from mentor_rewards.testing_case import Blocked, Case, Factory, NotApplicable, Rule, raised
 from mentor_rewards.testing_guards import blocked_network, is_blocked
-from mentor_rewards.testing_rules import RULES, Blocked, Case, Factory, NotApplicable, Rule, raised
+from mentor_rewards.testing_rules import RULES
 
 __all__ = [
     "RULES",
@@ -65,46 +66,32 @@ class CheckResult:
         return f"{self.rule.name}: {self.rule.states}\n  found: {self.note}\n  why:   {self.rule.why}"
 
 
-def check_reward(factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4) -> None:
-    """Raise ContractViolation unless every rule holds; see run_checks."""
+def check_reward(
+    factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4
+) -> list[CheckResult]:
+    """What came of every rule, those included from which the spec declares an exception; arguments as of run_checks.
+
+    Raises:
+        ContractViolation: a rule is broken, or could not be tried.
+    """
     results = run_checks(factory, batch, tolerance)
     broken = [f"{result.rule.name}: {result.note}" for result in results if result.outcome in ("broken", "blocked")]
     if broken:
         raise ContractViolation("\n".join(broken))
+    return results
 
 
-def run_checks(
-    factory: Factory,
-    batch: RewardBatch | None = None,
-    tolerance: float = 1e-4,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> list[CheckResult]:
-    """All rules on one reward.
+def run_checks(factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4) -> list[CheckResult]:
+    """All rules on one reward, on the CPU in float32.
 
     Args:
         factory: builds the reward, unloaded, e.g. ``lambda: MyReward(option=1)``.
         batch: at least 3 pictures that the reward can score; default: sample_batch().
         tolerance: largest difference between scores that should be equal, relative to the larger of 1 and the score.
     """
-    return list(iterate_checks(factory, batch, tolerance, device, dtype))
-
-
-def iterate_checks(
-    factory: Factory,
-    batch: RewardBatch | None = None,
-    tolerance: float = 1e-4,
-    device: str = "cpu",
-    dtype: str = "float32",
-) -> Iterator[CheckResult]:
-    """As run_checks, one result after the other: large weights take their time."""
-    batch = sample_batch() if batch is None else batch
-    if len(batch) < 3:
-        raise ValueError(f"check_reward: expected a batch of at least 3 pictures, found {len(batch)}")
-    case = Case(factory, batch, tolerance, device, dtype)
+    case = Case(factory, sample_batch() if batch is None else batch, tolerance)
     try:
-        for rule in RULES:
-            yield try_rule(rule, case)
+        return [try_rule(rule, case) for rule in RULES]
     finally:
         case.close()
 

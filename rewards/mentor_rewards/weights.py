@@ -34,10 +34,14 @@ MODEL_FILES = (
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 
 
-def _existing_or_hub(value: str | Path, info: ValidationInfo) -> str | Path:
+def input_places(value: str | Path, base: Path | None) -> list[Path]:
+    """Where an input path may lie, in the order of the search: beside the recipe (``base``), in the current folder."""
     path = Path(value).expanduser()
-    base: Path | None = (info.context or {}).get("base")
-    places = [path] if path.is_absolute() or base is None else [base / path, path]
+    return [path] if path.is_absolute() or base is None else [base / path, path]
+
+
+def _existing_or_hub(value: str | Path, info: ValidationInfo) -> str | Path:
+    places = input_places(value, (info.context or {}).get("base"))
     found = next((place for place in places if place.exists()), None)
     if found is not None:
         return found

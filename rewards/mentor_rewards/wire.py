@@ -34,8 +34,8 @@ from typing import Any, Literal, TypeVar
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, RewardSpec, nearest
-from mentor_rewards.pixels import rgb
+from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, RewardSpec, nearest, one_line
+from mentor_rewards.pixels import picture_digest, rgb
 
 FORMAT = 1
 MODES = ("RGB", "RGBA", "L", "LA", "1")  # what a PNG keeps exactly and every reward knows how to read
@@ -273,13 +273,6 @@ def listed(spec: RewardSpec) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-def picture_digest(image: Image.Image) -> bytes:
-    """SHA-256 of what is seen: pixels, mode, size and transparent colour."""
-    digest = hashlib.sha256(repr((image.mode, image.size, image.info.get("transparency"))).encode())
-    digest.update(image.tobytes())
-    return digest.digest()
-
-
 class _PictureTable:
     """Pictures of one request, each content once."""
 
@@ -335,7 +328,7 @@ def _decoded(image: Image.Image, where: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # as in _open: truncated data, bad checksums, oversized chunks
-        raise WireFault(f"{where}: expected a whole PNG, found a broken one: {_one_line(error)}") from error
+        raise WireFault(f"{where}: expected a whole PNG, found a broken one: {one_line(error)}") from error
     if image.mode not in MODES:
         raise WireFault(f"{where}: expected a PNG of mode {', '.join(MODES)}, found {image.mode}")
     return image
@@ -389,7 +382,3 @@ def _plain(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise RewardError(f"details.{where}: expected JSON, found {type(value).__name__}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
