@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from goldens import golden as golden_script
 from mentor_rewards.blip_scorer import BlipScorer
 from mentor_rewards.clip_preprocessing import Preprocessing
 from mentor_rewards.contract import RewardEntry, RewardError
@@ -21,17 +20,7 @@ from mentor_rewards.testing import check_reward, sample_batch
 Tensors = dict[str, torch.Tensor]
 
 
-def golden_module() -> ModuleType:
-    path = Path(__file__).parents[2] / "tools/golden/image_reward.py"
-    spec = importlib.util.spec_from_file_location("golden_image_reward", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden: Any = golden_module()
+golden: Any = golden_script("image_reward")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Expected scores of ImageReward at a tiny size, by the upstream package: the numbers of SCORES and PIXELS below.
 
-Weights are a function of tensor name and shape, the picture is drawn: nothing but this file is needed on either side.
+Weights are a function of tensor name and shape, the picture is drawn: no other file is needed on either side.
 tests/rewards/test_image_reward.py reads the inputs and the numbers from here. To make the numbers again, in an
 environment of its own (upstream imports functions that transformers 4.53 was the last to have):
 
@@ -8,7 +8,7 @@ environment of its own (upstream imports functions that transformers 4.53 was th
     python tools/golden/image_reward.py
 
 Made with these versions, torch 2.13.0 (CPU), torchvision 0.28.0, Pillow 12. Beside a CPU build of torch, torchvision's
-CUDA build cannot load its operators; ``_declare_operators`` is enough for its transforms.
+CUDA build cannot load its operators; ``declare_torchvision_operators`` is enough for its transforms.
 
 Upstream builds ViT-L and a 768-wide head whatever its configuration says. ``_upstream`` puts small ones in their places
 (``create_vit``, ``MLP``, and the tokenizer's files); everything else, scoring and preprocessing too, is upstream's own.
@@ -19,12 +19,11 @@ from __future__ import annotations
 import importlib
 import json
 import tempfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from toys import declare_torchvision_operators, noise, picture
 
 VISION, TEXT, PATCH, SIDE, LAYERS, POSITIONS, HEAD_DIM = 128, 192, 16, 224, 2, 40, 64
 MARKS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -51,18 +50,6 @@ PIXELS = {
 PROBES = ((0, 0, 0), (1, 111, 57), (2, 223, 223), (0, 30, 200), (1, 190, 8))  # channel, row, column; then the mean
 
 
-def picture(size: tuple[int, int]) -> Image.Image:
-    """A drawn RGB picture: a gradient with sharp edges on it."""
-    width, height = size
-    rows, columns = np.mgrid[0:height, 0:width]
-    ground = np.stack([columns * 255 // width, rows * 255 // height, (rows + columns) % 256], axis=-1)
-    image = Image.fromarray(ground.astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((width // 5, height // 4, width // 2, height // 2), fill="red")
-    draw.rectangle((width // 2, height // 2, width - 5, height - 9), fill="blue", outline="white")
-    return image
-
-
 def shapes() -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the checkpoint, in its own layout."""
     wide = {
@@ -87,11 +74,10 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Float32 values in the scale of a trained network; numpy promises that PCG64's raw stream stays as it is."""
+    """Values in the scale of a trained network; unlike toys.tensor, gains and fan-in follow BLIP's names."""
     if name.endswith("position_ids"):
         return np.arange(shape[1])[None]
-    raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
-    uniform = ((raw >> np.uint64(11)) * 2.0**-53 * 2 - 1).reshape(shape)
+    uniform = noise(name, shape)
     if len(shape) == 1:
         return (0.2 * uniform + ("norm" in name.lower() and name.endswith("weight"))).astype(np.float32)
     fan_in = 1 if ("embed" in name and "patch" not in name) or "cls" in name else int(np.prod(shape[1:]))
@@ -141,16 +127,6 @@ def _text_block(name: str) -> dict[str, tuple[int, ...]]:
     return block
 
 
-def _declare_operators() -> Any:
-    """Declare the two operators without which ``import torchvision`` fails; hold on to what is returned."""
-    import torch
-
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
 def _upstream() -> Any:
     """Upstream's ImageReward at the tiny size, with the weights of ``tensor``, on the CPU."""
     import torch
@@ -185,7 +161,7 @@ def _upstream() -> Any:
 
 def main() -> None:
     """Print SCORES and PIXELS."""
-    operators = _declare_operators()
+    operators = declare_torchvision_operators()
     model = _upstream()
     print("SCORES =", [model.score(prompt, picture(size)) for prompt, size in zip(PROMPTS, SIZES, strict=True)])
     print("PIXELS =", {size: probed(model.preprocess(picture(size))) for size in SIZES})

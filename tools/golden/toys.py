@@ -1,4 +1,4 @@
-"""What the golden scripts of CLIP-shaped rewards and their tests share: pictures, weights and words, all computed.
+"""What the golden scripts and their tests share: pictures, weights and words, all computed.
 
 Weights are a function of tensor name and shape, so that no file is needed on either side.
 """
@@ -32,11 +32,16 @@ def picture(size: tuple[int, int]) -> Image.Image:
     return image
 
 
+def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform values in [-1, 1), float64; numpy promises that PCG64's raw stream stays as it is."""
+    raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(shape)))
+    return ((np.asarray(raw, np.uint64) >> np.uint64(11)) * 2.0**-53 * 2 - 1).reshape(shape)
+
+
 def tensor(name: str, shape: Iterable[int]) -> np.ndarray:
-    """Float32 values in the scale of a trained network; numpy promises that PCG64's raw stream stays as it is."""
+    """Float32 values in the scale of a trained network."""
     sizes = tuple(shape)
-    raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(int(np.prod(sizes)))
-    uniform = ((np.asarray(raw, np.uint64) >> np.uint64(11)) * 2.0**-53 * 2 - 1).reshape(sizes)
+    uniform = noise(name, sizes)
     if len(sizes) < 2:
         is_gain = name.endswith("weight") and ("norm" in name or ".ln_" in f".{name}")
         return np.asarray(0.2 * uniform + is_gain, np.float32)
