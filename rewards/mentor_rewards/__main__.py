@@ -1,4 +1,4 @@
-"""``python -m mentor_rewards list | show | new | check | score | serve``: rewards without any of the rest of the project."""
+"""``python -m mentor_rewards list | show | new | check | score | serve``: rewards without the rest of the project."""
 
 from __future__ import annotations
 

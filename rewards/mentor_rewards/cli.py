@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from mentor_rewards.server_command import serve_rewards
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mentor_rewards.contract import RewardEntry
+    from mentor_rewards.contract import AnyReward, RewardBatch, RewardEntry
     from mentor_rewards.reward_scores import RewardStats
     from mentor_rewards.testing import CheckResult
 
@@ -119,16 +120,20 @@ def check_reward(
     from mentor_rewards.testing import Case, try_rule
 
     entry = _entries([name], option, device, dtype)[_entry_name(name)]
-    build_reward(name, entry)  # an unknown name or option is a fault of the command, not of the reward
-    case = Case(lambda: build_reward(name, entry), _check_batch(fact, images, prompts), device=device, dtype=dtype)
-    results = []
+    batch = _check_batch(fact, images, prompts)
+    _check_needs(name, build_reward(name, entry), batch)  # these are faults of the command, not of the reward
+    case = Case(lambda: build_reward(name, entry), batch, device=device, dtype=dtype)
+    by_outcome: dict[str, list[str]] = {"holds": [], "exempt": [], "blocked": [], "broken": []}
     for each in _rules(rule):
-        results.append(try_rule(each, case))
-        _print_result(results[-1])
+        result = try_rule(each, case)
+        by_outcome[result.outcome].append(each.name)
+        _print_result(result)
     case.close()
-    broken = [result.rule.name for result in results if result.outcome in ("broken", "blocked")]
+    broken = by_outcome["broken"] + by_outcome["blocked"]
+    count = sum(map(len, by_outcome.values()))
+    print(f"{name}: {len(by_outcome['holds'])} of {count} rules hold, {len(by_outcome['exempt'])} exempt")
     if broken:
-        print(f"{name}: {len(broken)} of {len(results)} rules are broken: {', '.join(broken)}", file=sys.stderr)
+        print(f"{name}: {len(broken)} of {count} rules are broken: {', '.join(broken)}", file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -168,18 +173,30 @@ def _rules(names: Sequence[str] | None) -> Sequence[Any]:
     return [by_name[name] for name in names] if names else RULES
 
 
-def _check_batch(facts: Sequence[str] | None, images: Path | None, prompts: Path | None) -> Any:
+def _check_batch(facts: Sequence[str] | None, images: Path | None, prompts: Path | None) -> RewardBatch:
     from mentor_rewards.contract import RewardError
     from mentor_rewards.score_rows import read_listing
     from mentor_rewards.testing import sample_batch
 
     if images is None:
-        metadata = _pairs(facts, "--fact")
-        return sample_batch([metadata] if metadata else None)
+        batch, stated = sample_batch(), _pairs(facts, "--fact")
+        return replace(batch, metadata=[{**drawn, **stated} for drawn in batch.metadata])
     listing = read_listing(images, prompts)
     if len(listing) < 3:
         raise RewardError(f"{images}: expected at least 3 pictures to check with, found {len(listing)}")
     return listing.batch(range(min(8, len(listing))))
+
+
+def _check_needs(name: str, reward: AnyReward, batch: RewardBatch) -> None:
+    from mentor_rewards.contract import RewardError
+    from mentor_rewards.reward_scores import columns_of
+
+    lacking = [column for column in reward.spec.columns if column not in columns_of(batch)]
+    if lacking:
+        raise RewardError(
+            f"{name}: needs {' and '.join(lacking)}, found none with the pictures to check on; give --fact KEY=VALUE, "
+            "or --images DIR with --prompts FILE"
+        )
 
 
 def _entry_name(use: str) -> str:

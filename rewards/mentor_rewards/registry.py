@@ -26,7 +26,16 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from mentor_rewards.contract import AnyReward, AsyncReward, Reward, RewardEntry, RewardError, RewardSpec, nearest, one_line
+from mentor_rewards.contract import (
+    AnyReward,
+    AsyncReward,
+    Reward,
+    RewardEntry,
+    RewardError,
+    RewardSpec,
+    nearest,
+    one_line,
+)
 from mentor_rewards.weights import input_places
 
 GROUP = "mentor.rewards"

@@ -66,9 +66,7 @@ class CheckResult:
         return f"{self.rule.name}: {self.rule.states}\n  found: {self.note}\n  why:   {self.rule.why}"
 
 
-def check_reward(
-    factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4
-) -> list[CheckResult]:
+def check_reward(factory: Factory, batch: RewardBatch | None = None, tolerance: float = 1e-4) -> list[CheckResult]:
     """What came of every rule, those included from which the spec declares an exception; arguments as of run_checks.
 
     Raises:
@@ -119,17 +117,21 @@ def sample_batch(
     """Simple drawn pictures with prompts, references and subjects, in groups of two; the same for the same arguments.
 
     Args:
-        metadata: facts of the prompts, repeated as often as needed; default: a background colour.
+        metadata: facts of the prompts, repeated as often as needed; default: what is drawn, ``background`` and
+            ``objects``.
         size: side in pixels.
     """
     rng = random.Random(seed)
     colours = ("red", "blue", "yellow", "white", "black", "green")
     images, references = [], []
+    drawn: list[Mapping[str, Any]] = []
     for n in range(count):
-        images.append(_drawing(rng, size, colours[n % 6], colours[(n + 2) % 6]))
+        ground, ink = colours[n % 6], colours[(n + 2) % 6]
+        images.append(_drawing(rng, size, ground, ink))
+        drawn.append({"background": ground, "objects": [{"shape": "circle", "colour": ink}]})
         if n % 2 == 0:
-            references.append(_drawing(rng, size, "white", colours[(n + 2) % 6]))
-    facts = metadata or [{"background": colours[n % 6]} for n in range(count)]
+            references.append(_drawing(rng, size, "white", ink))
+    facts = metadata or drawn
     return RewardBatch(
         images=images,
         prompts=[f"a {colours[(n // 2 * 2 + 2) % 6]} disc" for n in range(count)],

@@ -5,8 +5,8 @@
         return Sharpness(step=2)        # built anew as often as a rule needs it; fixtures work as in any test
 
 gives ``test_sharpness[spec]``, ``test_sharpness[memory]``, ...; a rule from which the spec declares an exception is
-skipped with the reason. ``reward_contract(batch=my_batch, tolerance=1e-3)`` hands over pictures that the reward can
-score, or a function that returns them.
+skipped, and named with the reason at the end. ``reward_contract(batch=my_batch, tolerance=1e-3)`` hands over pictures
+that the reward can score, or a function that returns them.
 """
 
 from __future__ import annotations
@@ -61,6 +61,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if result.outcome != "holds":
         pytest.fail(result.explanation(), pytrace=False)
     return True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the rules that were not tried: among other tests a skip would pass for a rule that holds."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    exempt = [report for report in skipped if MARKER in report.keywords and isinstance(report.longrepr, tuple)]
+    if exempt:
+        terminalreporter.section("reward contract: rules that were not tried")
+    for report in exempt:
+        terminalreporter.line(f"{report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}")
 
 
 def _factory(item: pytest.Function) -> Callable[[], Any]:
