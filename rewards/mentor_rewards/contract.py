@@ -10,6 +10,7 @@ Nothing here imports torch: a reward loads its weights in ``load``, not when it 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
@@ -17,8 +18,10 @@ from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkabl
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-Need = Literal["prompt", "reference", "subject"]
+Need = Literal["prompt", "reference", "subject", "text"]
 Probe = Literal["blur", "noise", "prompt", "reference"]
+NEEDS: tuple[Need, ...] = get_args(Need)
+_QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 
 
 class RewardError(Exception):
@@ -61,6 +64,7 @@ class RewardSpec:
         version: changes whenever the same picture can get another score.
         needs: columns of the batch without which the reward does not apply. A sample that lacks one is left out
             (masked, not counted as a failure): so a composite can serve prompts with and without references.
+            "text" is what the picture should have written in it, see ``RewardBatch.texts``.
         metadata: keys of ``RewardBatch.metadata`` that are needed in the same sense.
         range: hard bounds of a score in native units; None where there is none.
         higher_is_better: False for distances.
@@ -89,9 +93,9 @@ class RewardSpec:
 
     def __post_init__(self) -> None:
         for need in self.needs:
-            if need not in get_args(Need):
+            if need not in NEEDS:
                 raise RewardError(
-                    f"reward '{self.name}': unknown need '{need}'; {nearest(need, get_args(Need))} "
+                    f"reward '{self.name}': unknown need '{need}'; {nearest(need, NEEDS)} "
                     "(keys of the metadata go into RewardSpec.metadata)"
                 )
         for probe in self.probes:
@@ -153,8 +157,12 @@ class RewardBatch:
         )
 
     def lacks(self, row: int, columns: Iterable[str]) -> list[str]:
-        """Which of these columns ("prompt", "reference", "subject", "metadata.<key>") this sample has no value in."""
+        """Which of these columns (a Need, or "metadata.<key>") this sample has no value in."""
         return [column for column in columns if not self._has(row, column)]
+
+    def texts(self, row: int) -> list[str]:
+        """What should be written in the picture: ``metadata["text"]`` (a text or a list), else the prompt's quotes."""
+        return asked_texts(self.prompts[row], self.metadata[row].get("text"))
 
     def _has(self, row: int, column: str) -> bool:
         if column == "prompt":
@@ -163,7 +171,18 @@ class RewardBatch:
             return bool(self.references[row])
         if column == "subject":
             return self.subjects[row] is not None
+        if column == "text":
+            return bool(self.texts(row))
         return self.metadata[row].get(column.removeprefix("metadata.")) is not None
+
+
+def asked_texts(prompt: str, stated: object = None) -> list[str]:
+    """The texts that a picture should show: the stated ones, else those in double quotes; blank ones are none."""
+    if stated is None:
+        found = [straight or curly for straight, curly in _QUOTED.findall(prompt)]
+    else:
+        found = [str(text) for text in (stated if isinstance(stated, list | tuple) else [stated])]
+    return [text for text in found if text.strip()]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ punctuation and Chinese.
 from __future__ import annotations
 
 import logging
-import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,10 +15,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from mentor_rewards.contract import Reward, RewardBatch, RewardError, RewardOutput, RewardSpec
+from mentor_rewards.contract import Reward, RewardBatch, RewardError, RewardOutput, RewardSpec, asked_texts
 from mentor_rewards.pixels import WHITE, rgb
 
-_QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”')
 _LONG_SIDE = 2000  # RapidOCR shrinks what is longer
 _OBLONG = 4  # long side / short side
 
@@ -27,13 +25,18 @@ _OBLONG = 4  # long side / short side
 class OcrMatch(Reward):
     """1 - edit distance / length between the wanted text and the stretch of the read text nearest to it; in [0, 1].
 
-    Wanted is ``metadata.text`` (a text or a list of texts), else what the prompt has in double quotes; None without
-    either. Case, width and spaces do not count. Text beside the wanted one costs nothing: pages full of letters win, so
-    keep a monitor beside it. Details: ``read``, all text found in the picture.
+    Wanted is ``metadata.text`` (a text or a list of texts), else what the prompt has in double quotes; without either
+    it does not apply. Case, width and spaces do not count. Text beside the wanted one costs nothing: pages full of
+    letters win, so keep a monitor beside it. Details: ``read``, all text found in the picture.
     """
 
     spec = RewardSpec(
-        name="ocr_match", version="1", range=(0.0, 1.0), licence="Apache-2.0", probes=frozenset({"blur", "noise"})
+        name="ocr_match",
+        version="1",
+        needs=frozenset({"text"}),
+        range=(0.0, 1.0),
+        probes=frozenset({"blur", "noise"}),
+        licence="Apache-2.0",
     )
 
     def __init__(
@@ -82,12 +85,8 @@ class OcrMatch(Reward):
 
 
 def wanted_texts(prompt: str, stated: str | Sequence[str] | None = None) -> list[str]:
-    """The folded texts that a picture should show: the stated ones, else those in double quotes; [] for none."""
-    if stated is None:
-        found = [straight or curly for straight, curly in _QUOTED.findall(prompt)]
-    else:
-        found = [stated] if isinstance(stated, str) else list(stated)
-    return [text for text in map(folded, found) if text]
+    """The folded texts that a picture should show, as ``RewardBatch.texts`` has them; [] for none."""
+    return [folded(text) for text in asked_texts(prompt, stated)]
 
 
 def folded(text: str) -> str:

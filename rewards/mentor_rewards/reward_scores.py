@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mentor_rewards.contract import RewardBatch, RewardEntry, RewardFailure, RewardSpec
+from mentor_rewards.contract import NEEDS, RewardBatch, RewardEntry, RewardFailure, RewardSpec
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ def summary(scores: CompositeScores, group_ids: Sequence[int]) -> dict[str, Rewa
 def columns_of(batch: RewardBatch) -> set[str]:
     """Columns with a value in at least one sample, as ``Composite.check_columns`` takes them."""
     keys = {f"metadata.{key}" for facts in batch.metadata for key, value in facts.items() if value is not None}
-    plain = ("prompt", "reference", "subject")
-    return keys | {column for column in plain if any(not batch.lacks(row, [column]) for row in range(len(batch)))}
+    return keys | {need for need in NEEDS if any(not batch.lacks(row, [need]) for row in range(len(batch)))}
 
 
 def _stats(name: str, scores: CompositeScores, group_ids_N: np.ndarray) -> RewardStats:

@@ -222,6 +222,12 @@ def test_what_cannot_be_tried_is_not_said_to_hold() -> None:
         check_reward(broken)
 
 
+def test_what_is_exempt_is_told() -> None:
+    assert {result.rule.name: result.note for result in check_reward(Good) if result.outcome != "holds"} == {
+        "probes": "the spec declares no probes"
+    }
+
+
 def test_network_is_back_after_the_check() -> None:
     before = socket.socket.connect, socket.getaddrinfo
     outcomes(Connects)
@@ -268,4 +274,6 @@ def test_each_rule_is_a_pytest_test(tmp_path: Path) -> None:
         verdict = {"range": "FAILED", "network": "SKIPPED", "probes": "SKIPPED"}.get(rule.name, "PASSED")
         assert f"test_it.py::test_bad[{rule.name}] {verdict}" in done.stdout
     assert "found: 2.0 lies outside of the declared range [0.0, 1.0]" in done.stdout
-    assert "the spec declares network=True" in done.stdout
+    named = done.stdout.split("reward contract: rules that were not tried")[1]
+    assert "test_it.py::test_bad[network]: the spec declares network=True" in named
+    assert "test_it.py::test_bad[probes]: the spec declares no probes" in named

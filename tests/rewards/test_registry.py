@@ -57,7 +57,9 @@ def recipe_folder(tmp_path: Path) -> Path:
 def test_every_built_in_name_resolves() -> None:
     for name in BUILT_IN:
         assert describe(name).about
-        assert describe(name).spec is not None
+        spec = describe(name).spec
+        assert spec is not None
+        assert spec.name == name
 
 
 def test_listing_imports_neither_rewards_nor_torch() -> None:

@@ -337,6 +337,19 @@ def test_entries_of_any_recipe_are_read(tmp_path: Path) -> None:
     recipe.write_text("rewards: {jpeg_size: {weigth: 2}}")
     with pytest.raises(RewardError, match=r"r.yaml: rewards.jpeg_size: unknown key 'weigth'; did you mean 'weight'\?"):
         serve_recipe(recipe, Settings(port=0))
+    for text, message in (
+        (
+            "rewards:\n  jpeg_size: {}\n  jpeg_size: {}\n",
+            r"r.yaml:3: rewards.jpeg_size: key given twice, first on line 2",
+        ),
+        ("rewards:\n  jpeg_size: {weight: 1, weight: 2}\n", r"r.yaml:2: rewards.jpeg_size.weight: key given twice"),
+        ("rewards: &all\n  jpeg_size: {}\nmore: *all\n", r"r.yaml:3: not YAML: aliases .* are not allowed here"),
+        ("rewards: [jpeg_size", "r.yaml:1: not YAML"),
+        ("", "r.yaml: expected a recipe, found an empty file"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(RewardError, match=message):
+            serve_recipe(recipe, Settings(port=0))
     with pytest.raises(RewardError, match=r"none.yaml: cannot read this recipe: No such file"):
         serve_recipe(tmp_path / "none.yaml", Settings(port=0))
 
