@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput
+from mentor_rewards.composite import Composite, columns_of
+from mentor_rewards.contract import RewardBatch, RewardEntry, RewardError, RewardOutput
 from mentor_rewards.ocr_match import OcrMatch, distance_to_part, match, readable, wanted_texts
 from mentor_rewards.testing import check_reward, sample_batch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -86,6 +87,20 @@ def test_drawn_text_is_read_and_blank_is_not(reward: OcrMatch) -> None:
     assert found.reasons == [None] * 5 + ["the prompt asks for no text"]
     assert found.details["read"][3] == ""
     assert found.details["read"][5] is None
+
+
+def test_a_mixture_with_and_without_text_is_no_failure() -> None:
+    prompts = ['a sign that says "OPEN"', "a fox", "a dog", "a cat", "a crow"]
+    with Composite({"ocr": RewardEntry(use="ocr_match", on_missing="stop")}, failure_rate=0.0) as composite:
+        composite.check_columns(columns_of(batch_of([drawn("OPEN")] * 5, prompts)))
+        found = composite.score(batch_of([drawn("OPEN")] * 5, prompts))
+        assert found.raw["ocr"] == [1, None, None, None, None]
+        assert found.applies["ocr"] == [True, False, False, False, False]
+        assert found.reasons["ocr"][1] == "does not apply: no text"
+        stated = replace(batch_of([drawn("OPEN")], ["a fox"]), metadata=[{"text": 2049}])
+        assert composite.score(stated).raw["ocr"] == [0]
+        with pytest.raises(RewardError, match="reward 'ocr' needs text; the prompts have prompt"):
+            composite.check_columns(columns_of(batch_of([drawn("OPEN")], ["a fox"])) - {"reference", "subject"})
 
 
 @pytest.mark.parametrize(("side", "points", "radii"), [(256, 36, (0, 2, 4, 6, 8)), (64, 20, (0, 1, 1.5, 2, 3))])
