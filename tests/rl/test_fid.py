@@ -1,0 +1,113 @@
+"""FID and KID: formulas with known answers, and the Inception network against torch-fidelity's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mentor_base.errors import UserError
+from mentor_rl.evaluate.fid import (
+    covariance,
+    frechet_distance,
+    gaussian_distance,
+    kernel_distance,
+    squared_mmd,
+)
+from mentor_rl.evaluate.fid_inception import Inception, load_inception, resized
+
+GOLDEN_PLACES = [2, 4, 6, 7]
+GOLDEN = [1.4922982, 1.6895664, 5.7838416, 0.5411785]
+GOLDEN_MEAN = 1.3604876
+
+
+def test_two_gaussians() -> None:
+    zero, one = np.zeros(3), np.eye(3)
+    assert gaussian_distance(zero, one, zero, one) == pytest.approx(0, abs=1e-12)
+    assert gaussian_distance(zero, one, np.array([1.0, 2.0, 2.0]), one) == pytest.approx(9.0)
+    # Diagonal: the sum of (s - s')^2 of the standard deviations.
+    wide = np.diag([4.0, 9.0, 16.0])
+    assert gaussian_distance(zero, one, zero, wide) == pytest.approx(1 + 4 + 9)
+    # Covariances that commute keep that under any rotation; singular ones are no trouble.
+    turn, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    flat = np.diag([4.0, 0.0, 0.0])
+    assert gaussian_distance(zero, turn @ wide @ turn.T, zero, turn @ flat @ turn.T) == pytest.approx(0 + 9 + 16)
+    # One dimension, from samples: means 0 and 3, unbiased variances 2 and 8.
+    near, far = np.array([[-1.0], [1.0]]), np.array([[1.0], [5.0]])
+    assert covariance(far)[0, 0] == 8.0
+    assert frechet_distance(near, far) == pytest.approx(9 + 2 + 8 - 2 * 4)
+
+
+def test_equal_sets_and_shifted_sets() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(50, 80)).astype(np.float32)  # fewer pictures than features
+    assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(features, features + 2) == pytest.approx(4 * 80, rel=1e-5)
+    kid, spread = kernel_distance(features, rng.normal(size=(50, 80)).astype(np.float32))
+    assert abs(kid) < 0.05
+    assert spread == 0.0  # one subset: it is the whole set
+    assert kernel_distance(features, features + 2)[0] > 1
+    with pytest.raises(ValueError, match="equally many features"):
+        frechet_distance(features, features[:, :3])
+    with pytest.raises(ValueError, match="at least two pictures"):
+        kernel_distance(features[:1], features)
+
+
+def test_the_squared_mmd_by_hand() -> None:
+    """Features 1, -1 against 1, 2: kernels (xy + 1)^3 within 0, within 27, across 8, 27, 0, -1."""
+    one, other = np.array([[1.0], [-1.0]]), np.array([[1.0], [2.0]])
+    assert squared_mmd(one, other) == pytest.approx(0 + 27 - 2 * (8 + 27 + 0 - 1) / 4)
+
+
+def test_subsets_of_a_large_set() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(60, 4)), rng.normal(size=(90, 4))
+    kid, spread = kernel_distance(one, other, subsets=40, subset_size=30)
+    assert kernel_distance(one, other, subsets=40, subset_size=30) == (kid, spread)
+    assert abs(kid - squared_mmd(one, other)) < 3 * spread / 40**0.5 + 0.02
+    assert spread > 0
+
+
+def random_weights(file: Path) -> Path:
+    """Weights from numpy's generator, in the layout of the published file."""
+    rng, state = np.random.default_rng(2015), {}
+    for name, tensor in sorted(Inception().state_dict().items()):
+        shape = tuple(tensor.shape)
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name.endswith("running_var"):
+            values = rng.uniform(0.5, 1.5, shape)
+        elif tensor.dim() > 1:
+            values = rng.normal(size=shape) * np.sqrt(2.0 / np.prod(shape[1:]))
+        elif name.endswith("bn.weight"):
+            values = rng.uniform(0.8, 1.2, shape)
+        else:
+            values = rng.normal(size=shape) * 0.1
+        state[name] = torch.from_numpy(values).float()
+    torch.save(state, file)
+    return file
+
+
+def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
+    """torch-fidelity 0.4.0 gave these features (FeatureExtractorInceptionV3, "2048") for the same weights and bytes."""
+    network = load_inception(random_weights(tmp_path / "inception.pth"))
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 40, 64), dtype=np.uint8)
+    with torch.no_grad():
+        features = network(torch.from_numpy(pictures).float())
+    assert features.shape == (2, 2048)
+    assert features[0, GOLDEN_PLACES].tolist() == pytest.approx(GOLDEN, rel=1e-4)
+    assert float(features.double().mean()) == pytest.approx(GOLDEN_MEAN, rel=1e-5)
+    state = torch.load(tmp_path / "inception.pth", weights_only=True)
+    torch.save({"fc.weight": state["fc.weight"]}, tmp_path / "part.pth")
+    with pytest.raises(UserError, match="missing keys: Conv2d_1a_3x3"):
+        load_inception(tmp_path / "part.pth")
+    with pytest.raises(UserError, match=r"no such file; expected weights-inception-2015-12-05"):
+        load_inception(tmp_path / "none.pth")
+
+
+def test_resizing_as_tensorflow_1_did() -> None:
+    """Output pixel i looks at i x old / new: the first pixel stays, the last output repeats the last input."""
+    line = torch.tensor([[[[0.0, 10.0]]]])
+    assert resized(line, 4)[0, 0, 0].tolist() == [0.0, 5.0, 10.0, 10.0]
