@@ -46,13 +46,12 @@ class Convolution(nn.Module):
         return torch.relu(self.bn(self.conv(x)))
 
 
-# A block's branches: chains of (name, channels, kernel, stride). A tuple of two steps at the end of a chain forks it.
-Step = tuple[str, int, Kernel, int]
-Chain = tuple[Step | tuple[Step, Step], ...]
+Step = tuple[str, int, Kernel, int]  # name, channels, kernel, stride of a convolution
+Chain = tuple[tuple[Step, ...], ...]  # one after the other; steps in one tuple stand side by side
 
 
 class Block(nn.Module):
-    """Branches side by side, joined along the channels; the pooling branch comes last.
+    """Chains side by side, joined along the channels; the pooling branch comes last.
 
     Args:
         pooled: channels of the convolution behind the pooling; None: the pooling halves the picture and stands alone.
@@ -62,15 +61,12 @@ class Block(nn.Module):
     def __init__(self, inside: int, chains: tuple[Chain, ...], pooled: int | None, largest: bool = False) -> None:
         super().__init__()
         self.chains, self.largest = chains, largest
-        self.out = inside if pooled is None else pooled
         for chain in chains:
             width = inside
-            for step in chain:
-                fork = step if isinstance(step[0], tuple) else (step,)
-                for name, channels, kernel, stride in fork:  # type: ignore[misc]
-                    setattr(self, str(name), Convolution(width, int(channels), kernel, int(stride)))
-                width = sum(int(channels) for _, channels, _, _ in fork)  # type: ignore[misc]
-            self.out += width
+            for fork in chain:
+                for name, channels, kernel, stride in fork:
+                    self.add_module(name, Convolution(width, channels, kernel, stride))
+                width = sum(channels for _, channels, _, _ in fork)
         self.branch_pool = None if pooled is None else Convolution(inside, pooled, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -84,56 +80,65 @@ class Block(nn.Module):
         return torch.cat(joined, 1)
 
     def _follow(self, chain: Chain, x: torch.Tensor) -> torch.Tensor:
-        for step in chain:
-            fork = step if isinstance(step[0], tuple) else (step,)
-            x = torch.cat([getattr(self, str(each[0]))(x) for each in fork], 1)  # type: ignore[index]
+        for fork in chain:
+            x = torch.cat([self.get_submodule(name)(x) for name, *_ in fork], 1)
         return x
+
+
+def _chain(*steps: Step) -> Chain:
+    return tuple((step,) for step in steps)
+
+
+_ROW, _COLUMN = (1, 7), (7, 1)
 
 
 def _squares(inside: int, pooled: int) -> Block:
     """The blocks at 35 x 35."""
-    five: Chain = (("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 1))
-    twice: Chain = (("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 1), ("branch3x3dbl_3", 96, 3, 1))
-    return Block(inside, ((("branch1x1", 64, 1, 1),), five, twice), pooled)
+    five = _chain(("branch5x5_1", 48, 1, 1), ("branch5x5_2", 64, 5, 1))
+    twice = _chain(("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 1), ("branch3x3dbl_3", 96, 3, 1))
+    return Block(inside, (_chain(("branch1x1", 64, 1, 1)), five, twice), pooled)
 
 
 def _to_17(inside: int) -> Block:
-    twice: Chain = (("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 1), ("branch3x3dbl_3", 96, 3, 2))
-    return Block(inside, ((("branch3x3", 384, 3, 2),), twice), None)
+    twice = _chain(("branch3x3dbl_1", 64, 1, 1), ("branch3x3dbl_2", 96, 3, 1), ("branch3x3dbl_3", 96, 3, 2))
+    return Block(inside, (_chain(("branch3x3", 384, 3, 2)), twice), None)
 
 
 def _strips(inside: int, narrow: int) -> Block:
     """The blocks at 17 x 17, whose kernels are rows and columns of seven."""
-    row, column = (1, 7), (7, 1)
-    seven: Chain = (
-        ("branch7x7_1", narrow, 1, 1), ("branch7x7_2", narrow, row, 1), ("branch7x7_3", 192, column, 1)
-    )  # fmt: skip
-    twice: Chain = (
-        ("branch7x7dbl_1", narrow, 1, 1), ("branch7x7dbl_2", narrow, column, 1), ("branch7x7dbl_3", narrow, row, 1),
-        ("branch7x7dbl_4", narrow, column, 1), ("branch7x7dbl_5", 192, row, 1),
-    )  # fmt: skip
-    return Block(inside, ((("branch1x1", 192, 1, 1),), seven, twice), 192)
+    seven = _chain(("branch7x7_1", narrow, 1, 1), ("branch7x7_2", narrow, _ROW, 1), ("branch7x7_3", 192, _COLUMN, 1))
+    twice = _chain(
+        ("branch7x7dbl_1", narrow, 1, 1),
+        ("branch7x7dbl_2", narrow, _COLUMN, 1),
+        ("branch7x7dbl_3", narrow, _ROW, 1),
+        ("branch7x7dbl_4", narrow, _COLUMN, 1),
+        ("branch7x7dbl_5", 192, _ROW, 1),
+    )
+    return Block(inside, (_chain(("branch1x1", 192, 1, 1)), seven, twice), 192)
 
 
 def _to_8(inside: int) -> Block:
-    three: Chain = (("branch3x3_1", 192, 1, 1), ("branch3x3_2", 320, 3, 2))
-    seven: Chain = (
-        ("branch7x7x3_1", 192, 1, 1), ("branch7x7x3_2", 192, (1, 7), 1), ("branch7x7x3_3", 192, (7, 1), 1),
+    three = _chain(("branch3x3_1", 192, 1, 1), ("branch3x3_2", 320, 3, 2))
+    seven = _chain(
+        ("branch7x7x3_1", 192, 1, 1),
+        ("branch7x7x3_2", 192, _ROW, 1),
+        ("branch7x7x3_3", 192, _COLUMN, 1),
         ("branch7x7x3_4", 192, 3, 2),
-    )  # fmt: skip
+    )
     return Block(inside, (three, seven), None)
 
 
 def _forked(inside: int, largest: bool) -> Block:
     """The blocks at 8 x 8, whose chains end in a row and a column of three side by side."""
     three: Chain = (
-        ("branch3x3_1", 384, 1, 1), (("branch3x3_2a", 384, (1, 3), 1), ("branch3x3_2b", 384, (3, 1), 1))
-    )  # fmt: skip
+        *_chain(("branch3x3_1", 384, 1, 1)),
+        (("branch3x3_2a", 384, (1, 3), 1), ("branch3x3_2b", 384, (3, 1), 1)),
+    )
     twice: Chain = (
-        ("branch3x3dbl_1", 448, 1, 1), ("branch3x3dbl_2", 384, 3, 1),
+        *_chain(("branch3x3dbl_1", 448, 1, 1), ("branch3x3dbl_2", 384, 3, 1)),
         (("branch3x3dbl_3a", 384, (1, 3), 1), ("branch3x3dbl_3b", 384, (3, 1), 1)),
-    )  # fmt: skip
-    return Block(inside, ((("branch1x1", 320, 1, 1),), three, twice), 192, largest)
+    )
+    return Block(inside, (_chain(("branch1x1", 320, 1, 1)), three, twice), 192, largest)
 
 
 class Inception(nn.Module):
