@@ -407,18 +407,16 @@ def test_every_card_has_a_peak_and_the_listed_names_are_known() -> None:
         assert gpu_of(name).bf16 > gpu_of(name).float32 > 0
 
 
-def test_the_readme_says_what_the_plan_says(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_readme_says_what_the_plan_says(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table of recipes/README.md: the launch file and GiB of each card, all weights and adapters."""
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
     text = (root / "recipes/README.md").read_text(encoding="utf-8").split("### GRPO on 24, 40 and 80 GB")[1]
     rows = [line for line in text.splitlines() if line.startswith("| a")]
     for row, adapters in zip(rows, ([], ["train.lora={rank: 32}", "optimisation.lr=1e-4"]), strict=True):
-        assert main(["plan", "recipes/subject/grpo.yaml", "model.size=XL", *adapters, "--json"]) == 0
-        memory = json.loads(capsys.readouterr().out)["memory"]
-        peaks = {Path(way["launch"]).name: way for way in memory if way["checkpointing"]}
+        code, out = plan("recipes/subject/grpo.yaml", "model.size=XL", *adapters, "--json")
+        assert code == 0
+        peaks = {Path(way["launch"]).name: way for way in json.loads(out)["memory"] if way["checkpointing"]}
         assert all(override in row for override in adapters[1:])
         cells = re.findall(r"`(\w+\.yaml)`, ([\d.]+)", row)
         for card, (launch, gib) in zip((24, 40, 80), cells, strict=True):
