@@ -60,7 +60,7 @@ def start_training(recipe: Recipe, run: RunFolder) -> None:
 
         train_stage(**sections, run=run)
     elif isinstance(recipe, ScorerRecipe):
-        from mentor_rl.scorers import train_scorer
+        from mentor_rl.scorers.training import train_scorer
 
         train_scorer(**sections, run=run)
 

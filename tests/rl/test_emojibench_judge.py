@@ -9,7 +9,7 @@ import pytest
 
 from mentor_rl.evaluate.emojibench import Measured, baseline_rows, bench_items
 from mentor_rl.evaluate.evaluator import Evaluator
-from mentor_rl.scorer_pictures import damaged
+from mentor_rl.scorers.pictures import damaged
 
 EVALUATOR = Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "evaluator"
 

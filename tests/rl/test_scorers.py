@@ -20,9 +20,9 @@ from mentor_rl import scorer_losses as losses
 from mentor_rl import scorers
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.recipe import Tokenized
-from mentor_rl.scorer_captions import caption_tokenizer, draw_caption
-from mentor_rl.scorer_pictures import PLAIN, SOFT, SpriteBank, compose
-from mentor_rl.scorer_views import Looks, Pictures
+from mentor_rl.scorers.captions import caption_tokenizer, draw_caption
+from mentor_rl.scorers.pictures import PLAIN, SOFT, SpriteBank, compose
+from mentor_rl.scorers.views import Looks, Pictures
 
 TOKENIZER = str(Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "tokenizer")
 TWO_STYLES = EmojiData(styles=("noto", "fluent-mono"))

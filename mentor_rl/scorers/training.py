@@ -1,7 +1,7 @@
 """Training of the emoji world's small scorers: CLIP, style and subject classifiers, EmojiBench's evaluator.
 
 One plain loop. A step's pictures are a pure function of (seed, step), so a resumed run repeats exactly what an
-uninterrupted one does. What a scorer is (network, loss, validation, file format) stands in mentor_rl/scorer_tasks.py.
+uninterrupted one does. What a scorer is (network, loss, validation, file format) stands in tasks.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder, write_atomically
 from mentor_base.settings import EmojiData, Optimisation
 from mentor_rl.recipe import Tokenized
-from mentor_rl.scorer_tasks import ScorerTask, build_task
-from mentor_rl.scorer_views import Looks
+from mentor_rl.scorers.tasks import ScorerTask, build_task
+from mentor_rl.scorers.views import Looks
 
 STATE = "scorer.pt"
 LOG_EVERY = 25

@@ -16,7 +16,7 @@ from mentor_base.data.atlas import Atlas
 from mentor_base.settings import EmojiData, Split
 from mentor_base.vq import VQModel
 from mentor_rl.recipe import Tokenized
-from mentor_rl.scorer_pictures import AUGMENTATIONS, PLAIN, SOFT, Augmentation, SpriteBank, compose, draw_grounds
+from mentor_rl.scorers.pictures import AUGMENTATIONS, PLAIN, SOFT, Augmentation, SpriteBank, compose, draw_grounds
 
 VALIDATION_SEED = 20_260_101
 VALIDATION_BATCH = 128

@@ -28,8 +28,8 @@ from mentor_base.data.shapes import background_words
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import EmojiData
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature
-from mentor_rl.scorer_captions import PREPROCESSING, Caption, caption_tokenizer, clip_config, draw_caption
-from mentor_rl.scorer_losses import (
+from mentor_rl.scorers.captions import PREPROCESSING, Caption, caption_tokenizer, clip_config, draw_caption
+from mentor_rl.scorers.losses import (
     pair_contrast,
     pair_cosines,
     proxy_loss,
@@ -37,14 +37,14 @@ from mentor_rl.scorer_losses import (
     retrieval_top1,
     same_label_contrast,
 )
-from mentor_rl.scorer_pictures import (
+from mentor_rl.scorers.pictures import (
     COLOUR_NAMES,
     PLAIN,
     SOFT,
     SpriteBank,
     draw_grounds,
 )
-from mentor_rl.scorer_views import Looks, Pictures, View
+from mentor_rl.scorers.views import Looks, Pictures, View
 
 
 class ScorerTask(Protocol):

@@ -1,0 +1,1 @@
+"""The small scorers of the emoji world and their training."""
