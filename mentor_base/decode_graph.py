@@ -79,7 +79,8 @@ class DecodeEngine:
         """The held decoding with the fresh one's contents, or the fresh one, held from now on."""
         sampling, hidden = fresh.sampling.model_copy(update={"seed": 0}), fresh.hidden
         autocast = torch.is_autocast_enabled(hidden.device.type)
-        shape = (sampling, autocast, hidden.shape, hidden.dtype, fresh.cache.prefix[0][0].shape)
+        scaled = fresh.scales_N1 is not None
+        shape = (sampling, scaled, autocast, hidden.shape, hidden.dtype, fresh.cache.prefix[0][0].shape)
         held = self._held
         if held is None or shape != self._shape or held.model is not fresh.model:
             self._held, self._shape = fresh, shape
@@ -88,6 +89,7 @@ class DecodeEngine:
             for part in (part for pair in fresh.cache.own for part in pair):
                 part.zero_()  # what is masked is still multiplied by 0, which NaN would survive
             fresh.hidden, fresh.uniforms_NL = fresh.hidden.clone(), fresh.uniforms_NL.clone()
+            fresh.scales_N1 = None if fresh.scales_N1 is None else fresh.scales_N1.clone()
             return fresh
         for old, new in zip(_inputs(held), _inputs(fresh), strict=True):
             if old is not new:
@@ -140,4 +142,5 @@ def _inputs(decoding: Decoding) -> list[torch.Tensor]:
     """All that a step reads beside the weights and what it has written itself."""
     cache = decoding.cache
     prefixes = [part for pair in cache.prefix for part in pair]
-    return [decoding.hidden, decoding.uniforms_NL, cache.prefix_bias, *cache.tables, *prefixes]
+    scales = [] if decoding.scales_N1 is None else [decoding.scales_N1]
+    return [decoding.hidden, decoding.uniforms_NL, *scales, cache.prefix_bias, *cache.tables, *prefixes]

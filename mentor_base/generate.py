@@ -48,6 +48,7 @@ class Decoding:
         hidden: states that predict the next token, [N, D]; conditional, then unconditional rows when guided.
         tokens_NL, logp_NL: what was drawn so far.
         uniforms_NL: decide the draws.
+        scales_N1: guidance scales, where images have each their own.
     """
 
     def __init__(
@@ -58,9 +59,12 @@ class Decoding:
         sampling: Sampling,
         generator: torch.Generator | None = None,
         uniforms_NL: torch.Tensor | None = None,
+        scales_N: torch.Tensor | None = None,
     ) -> None:
         self.model, self.sampling = model, sampling
-        hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=sampling.guided)
+        self.scales_N1 = None if scales_N is None else scales_N[:, None]
+        self.guided = sampling.guided or scales_N is not None
+        hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=self.guided)
         self.hidden: torch.Tensor = hidden
         self.cache: DecoderCache = cache
         count, device = prefix.mask_KT.shape[0] * group_size, hidden.device
@@ -73,8 +77,9 @@ class Decoding:
 
     def choose(self, uniform_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each image and its log-prob, [N, 1] each."""
-        cond, uncond = self.hidden.chunk(2) if self.sampling.guided else (self.hidden, None)
-        logp_NV = policy_logits(cond, uncond, self.cache.head_weight, self.sampling).log_softmax(-1)
+        cond, uncond = self.hidden.chunk(2) if self.guided else (self.hidden, None)
+        logits_NV = policy_logits(cond, uncond, self.cache.head_weight, self.sampling, self.scales_N1)
+        logp_NV = logits_NV.log_softmax(-1)
         tokens_N1 = draw_tokens(logp_NV.exp(), uniform_N1)
         return tokens_N1, logp_NV.gather(1, tokens_N1)
 
@@ -86,7 +91,7 @@ class Decoding:
 
     def feed(self, tokens_N1: torch.Tensor) -> torch.Tensor:
         """Read the tokens just drawn -> the next ``hidden``."""
-        fed = tokens_N1[:, 0].repeat(2) if self.sampling.guided else tokens_N1[:, 0]
+        fed = tokens_N1[:, 0].repeat(2) if self.guided else tokens_N1[:, 0]
         hidden: torch.Tensor = self.model(mode="step", tokens=fed, cache=self.cache)
         return hidden
 
@@ -106,16 +111,20 @@ def generate(
     generator: torch.Generator | None = None,
     uniforms_NL: torch.Tensor | None = None,
     engine: DecodeEngine | None = None,
+    scales_N: torch.Tensor | None = None,
 ) -> Generation:
     """Draw G images for each prompt of ``prefix``.
 
     ``model`` may be wrapped (DDP, FSDP, accelerate): it is only called. The draws are decided by ``generator``, which
     lives on the model's device, or by ``uniforms_NL`` in [0, 1), which a caller makes who wants them to depend on the
     prompt and not on the batch. An ``engine`` runs the same steps compiled or as CUDA graphs; see decode_graph.py.
+    ``scales_N``: each image's own guidance scale, in place of ``sampling.guidance_scale``.
     """
     if engine is not None:
-        return engine.run(Decoding(model, engine.padded(prefix), group_size, sampling, generator, uniforms_NL))
-    decoding = Decoding(model, prefix, group_size, sampling, generator, uniforms_NL)
+        prefix = engine.padded(prefix)
+    decoding = Decoding(model, prefix, group_size, sampling, generator, uniforms_NL, scales_N)
+    if engine is not None:
+        return engine.run(decoding)
     decoding.run()
     return Generation(decoding.tokens_NL, decoding.logp_NL)
 

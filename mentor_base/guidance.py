@@ -10,7 +10,7 @@ Shapes: any leading shape "..."; N samples, L tokens, D width, V codes.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -22,22 +22,31 @@ from mentor_base.settings import Sampling
 CHUNK_ROWS = 4096
 
 
+EntropyMode = Literal["none", "value", "gradient"]
+
+
 class TokenLogProbs(NamedTuple):
-    """Attributes: logp_NL: of each token, float32. entropy_NL: of the distribution at each place, without gradient."""
+    """Attributes: logp_NL: of each token, float32. entropy_NL: of the distribution at each place (nats)."""
 
     logp_NL: torch.Tensor
     entropy_NL: torch.Tensor
 
 
 def policy_logits(
-    hidden_cond: torch.Tensor, hidden_uncond: torch.Tensor | None, head_weight_VD: torch.Tensor, sampling: Sampling
+    hidden_cond: torch.Tensor,
+    hidden_uncond: torch.Tensor | None,
+    head_weight_VD: torch.Tensor,
+    sampling: Sampling,
+    scales: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Hidden states [..., D] -> logits [..., V], float32, after guidance, temperature, top-k and top-p, in this order.
+
+    ``scales`` [..., 1], where rows have each their own, take the place of ``sampling.guidance_scale``.
 
     Raises:
         ValueError: guidance without the unconditional half.
     """
-    mixed = _mixed(hidden_cond, hidden_uncond, sampling)
+    mixed = _mixed(hidden_cond, hidden_uncond, sampling, scales)
     logits = linear(mixed.to(head_weight_VD.dtype), head_weight_VD).float()
     if sampling.temperature != 1.0:
         logits = logits / sampling.temperature
@@ -51,20 +60,25 @@ def token_logprobs(
     head_weight_VD: torch.Tensor,
     sampling: Sampling,
     chunk: int = CHUNK_ROWS,
-    entropy: bool = True,
+    entropy: EntropyMode = "value",
+    scales_N: torch.Tensor | None = None,
 ) -> TokenLogProbs:
     """Log-probabilities of given tokens under ``policy_logits``, ``chunk`` rows of logits at a time.
 
     With more than one chunk the logits are made again in the backward pass, so that no [N, L, V] block ever exists.
-    Without ``entropy`` the field is filled with NaN.
+    ``entropy``: "none" fills the field with NaN; "gradient" is for a loss that has the entropy in it.
+    ``scales_N``: guidance scales of the samples, in place of ``sampling.guidance_scale``.
     """
     width = hidden_cond_NLD.shape[-1]
     cond = hidden_cond_NLD.reshape(-1, width).split(chunk)
     uncond = [None] * len(cond) if hidden_uncond_NLD is None else hidden_uncond_NLD.reshape(-1, width).split(chunk)
+    scales = [None] * len(cond)
+    if scales_N is not None:
+        scales = scales_N.repeat_interleave(tokens_NL.shape[1])[:, None].split(chunk)
     again = len(cond) > 1 and torch.is_grad_enabled()
     parts = []
-    for c, u, tokens in zip(cond, uncond, tokens_NL.reshape(-1).split(chunk), strict=True):
-        arguments = (c, u, tokens, head_weight_VD, sampling, entropy)
+    for c, u, s, tokens in zip(cond, uncond, scales, tokens_NL.reshape(-1).split(chunk), strict=True):
+        arguments = (c, u, s, tokens, head_weight_VD, sampling, entropy)
         parts.append(checkpoint(_rows, *arguments, use_reentrant=False) if again else _rows(*arguments))
     logp, spread = (torch.cat(column).view(tokens_NL.shape) for column in zip(*parts, strict=True))
     return TokenLogProbs(logp, spread)
@@ -73,27 +87,32 @@ def token_logprobs(
 def _rows(
     cond: torch.Tensor,
     uncond: torch.Tensor | None,
+    scales: torch.Tensor | None,
     tokens: torch.Tensor,
     head_weight: torch.Tensor,
     sampling: Sampling,
-    entropy: bool,
+    entropy: EntropyMode,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = policy_logits(cond, uncond, head_weight, sampling)
+    logits = policy_logits(cond, uncond, head_weight, sampling, scales)
     logp = -F.cross_entropy(logits, tokens, reduction="none")
-    if not entropy:
+    if entropy == "none":
         return logp, torch.full_like(logp, math.nan)
-    with torch.no_grad():
-        spread = torch.special.entr(logits.softmax(-1)).sum(-1)
-    return logp, spread
+    if entropy == "value":
+        with torch.no_grad():
+            return logp, torch.special.entr(logits.softmax(-1)).sum(-1)
+    every = logits.log_softmax(-1)  # entr has no finite slope at a probability that underflowed to 0
+    return logp, -(every.exp() * every).sum(-1)
 
 
-def _mixed(cond: torch.Tensor, uncond: torch.Tensor | None, sampling: Sampling) -> torch.Tensor:
-    if not sampling.guided:
+def _mixed(
+    cond: torch.Tensor, uncond: torch.Tensor | None, sampling: Sampling, scales: torch.Tensor | None
+) -> torch.Tensor:
+    if scales is None and not sampling.guided:
         return cond
     if uncond is None:
         raise ValueError(f"guidance {sampling.guidance_scale} needs the unconditional hidden states")
     u = uncond.float()
-    return u + sampling.guidance_scale * (cond.float() - u)
+    return u + (sampling.guidance_scale if scales is None else scales) * (cond.float() - u)
 
 
 def _filtered(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:

@@ -25,7 +25,7 @@ from mentor_base.config import MentorConfig
 from mentor_base.decoder import Decoder, DecoderCache, Prefix, RMSNorm, Tables
 from mentor_base.encoder import MultimodalEncoder
 from mentor_base.errors import UserError, nearest
-from mentor_base.guidance import CHUNK_ROWS, TokenLogProbs, token_logprobs
+from mentor_base.guidance import CHUNK_ROWS, EntropyMode, TokenLogProbs, token_logprobs
 from mentor_base.images import to_images
 from mentor_base.prompt_batch import PromptBatch, length_buckets
 from mentor_base.query_connector import QueryConnector
@@ -89,7 +89,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         - "hidden": prefix, tokens_NL, group_size, unconditional -> hidden_NLD, whose row l predicts token l
         - "prefill": prefix, group_size, unconditional or guided -> (hidden_ND for token 0, cache)
         - "step": tokens_N, cache -> hidden_ND
-        - "logprobs": prefix or the inputs of "encode", tokens_NL, group_size, sampling, logprob -> TokenLogProbs
+        - "logprobs": prefix or the inputs of "encode", tokens_NL, group_size, sampling, logprob, scales_N (optional)
+          -> TokenLogProbs
 
         With ``guided=True`` "hidden" and "prefill" work on both halves in one batch: the conditional rows come first.
         """
@@ -172,7 +173,7 @@ class MentorForConditionalGeneration(PreTrainedModel):
         """loss_N of rows whose prompts are of similar length."""
         prefix = self.decoder.with_drop(self._encode(*batch), drop_N)
         hidden = self.decoder.hidden(prefix, tokens_NL, 1, tables)
-        return -token_logprobs(hidden, None, tokens_NL, tables.head_VD, Sampling(), entropy=False).logp_NL.mean(1)
+        return -token_logprobs(hidden, None, tokens_NL, tables.head_VD, Sampling(), entropy="none").logp_NL.mean(1)
 
     def _hidden(
         self,
@@ -203,7 +204,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
         logprob: Literal["guided", "conditional"] = "guided",
         prefix: Prefix | None = None,
         chunk: int = CHUNK_ROWS,
-        entropy: bool = True,
+        entropy: EntropyMode = "value",
+        scales: torch.Tensor | None = None,
         **inputs: Any,
     ) -> TokenLogProbs:
         """``logprob="conditional"`` leaves guidance out; that is another distribution than the one sampled."""
@@ -211,15 +213,15 @@ class MentorForConditionalGeneration(PreTrainedModel):
         if logprob not in ("guided", "conditional"):
             raise ValueError(f"logprob: expected 'guided' or 'conditional', found '{logprob}'")
         if logprob == "conditional":
-            sampling = sampling.model_copy(update={"guidance_scale": 1.0})
+            sampling, scales = sampling.model_copy(update={"guidance_scale": 1.0}), None
         if prefix is None:
             prefix = self._encode(**inputs)
         self._check_group(prefix, tokens, group_size)
-        tables = self._tables()
-        both = torch.cat([tokens, tokens]) if sampling.guided else tokens
-        hidden = self.decoder.hidden(self._half(prefix, False, sampling.guided), both, group_size, tables)
-        cond, uncond = hidden.chunk(2) if sampling.guided else (hidden, None)
-        return token_logprobs(cond, uncond, tokens, tables.head_VD, sampling, chunk, entropy)
+        tables, guided = self._tables(), sampling.guided or scales is not None
+        both = torch.cat([tokens, tokens]) if guided else tokens
+        hidden = self.decoder.hidden(self._half(prefix, False, guided), both, group_size, tables)
+        cond, uncond = hidden.chunk(2) if guided else (hidden, None)
+        return token_logprobs(cond, uncond, tokens, tables.head_VD, sampling, chunk, entropy, scales)
 
     # ---- parts -----------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,19 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mentor_base.callbacks import InterruptCallback
 from mentor_base.interrupt import InterruptGuard
+from mentor_rl.algorithm import MovingReference
+
+REFERENCE_FILE = "reference.safetensors"  # beside a state, where the reference moves
 
 
 class PhaseClock(TrainerCallback):
@@ -64,6 +71,43 @@ class MonitorCallback(TrainerCallback):
         due = state.global_step % self.every == 0 or state.global_step >= state.max_steps
         if due and self.watch is not None:
             self.watch(state.global_step)
+
+
+class ReferenceMover(TrainerCallback):
+    """Moves the reference towards the policy: every so many steps, reference = (1 - mix) reference + mix policy.
+
+    Only the trained parameters move; the others are equal from the start, and the tokenizer is one for both.
+
+    Args:
+        policy, reference: the same model twice.
+        forget: drops what was computed from the reference as it was.
+    """
+
+    def __init__(
+        self, settings: MovingReference, policy: nn.Module, reference: nn.Module, forget: Callable[[], None]
+    ) -> None:
+        theirs = dict(reference.named_parameters())
+        self.settings, self.forget = settings, forget
+        self.pairs = {name: (theirs[name], own) for name, own in policy.named_parameters() if own.requires_grad}
+
+    @torch.no_grad()
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.settings.every == 0:
+            for theirs, own in self.pairs.values():
+                theirs.lerp_(own, self.settings.mix)
+            self.forget()
+
+    def save(self, state: Path) -> None:
+        """Write the moved parameters beside a state."""
+        save_file({name: theirs.detach().cpu() for name, (theirs, _) in self.pairs.items()}, state / REFERENCE_FILE)
+
+    @torch.no_grad()
+    def load(self, state: Path) -> None:
+        """Take up what ``save`` wrote."""
+        held = load_file(state / REFERENCE_FILE)
+        for name, (theirs, _) in self.pairs.items():
+            theirs.copy_(held[name])
+        self.forget()
 
 
 class BetweenRollouts(InterruptCallback):

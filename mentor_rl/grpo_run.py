@@ -30,7 +30,6 @@ from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
-from mentor_base.settings import Sampling
 from mentor_base.sft import schedule, set_trained_parts, write_policy
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
 from mentor_rl.grpo_setup import (
@@ -123,8 +122,7 @@ def build_trainer(
         fixed=FixedPrompts(fixed, composite, run),
         alarm=hacking_alarm(recipe, composite),
         copy_thresholds=copy_thresholds(answers),
-        sampling=Sampling(temperature=algorithm.temperature, guidance_scale=algorithm.guidance.scale),
-        logprob=algorithm.guidance.logprob,
+        algorithm=algorithm,
         rows=count,
         lr_schedule=partial(schedule, recipe.optimisation),
         callbacks=[

@@ -1,5 +1,5 @@
-"""What a GRPO recipe settles before its first step: numbers that divide, parts that train, no dropout, rewards that
-apply, what the monitors compare with. Free of trl.
+"""What a GRPO recipe settles before its first step: numbers that divide, no dropout, rewards that apply, what the
+monitors compare with. Free of trl.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from mentor_rewards.composite import Composite, columns_of
 from PIL import Image
@@ -17,8 +16,9 @@ from mentor_base.data.schema import Example, Prompt
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import PromptData
+from mentor_rl.contradictions import refuse
 from mentor_rl.monitors.copying import ANSWERS
-from mentor_rl.monitors.hacking import HackingAlarm, threshold, trend
+from mentor_rl.monitors.hacking import HackingAlarm
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import Rollout, reward_batch
 
@@ -31,6 +31,7 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
     Raises:
         UserError: numbers that do not divide, or settings that contradict each other.
     """
+    refuse(recipe)
     algorithm = recipe.algorithm
     pictures = algorithm.group_size * algorithm.prompts_per_step
     micro = algorithm.micro_batch or max(1, pictures // processes)
@@ -39,38 +40,6 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
             f"algorithm: expected group_size x prompts_per_step to be a multiple of micro_batch x processes = "
             f"{micro} x {processes}, found {pictures}"
         )
-    if recipe.checkpoints.every % algorithm.inner_iterations:
-        raise UserError(
-            f"checkpoints.every: expected a multiple of algorithm.inner_iterations = {algorithm.inner_iterations}, "
-            f"found {recipe.checkpoints.every}: a state is saved between two rollouts"
-        )
-    if algorithm.aggregation == "normalize_then_sum" and algorithm.scale_rewards != "group":
-        raise UserError(
-            f"algorithm.scale_rewards: expected 'group' with aggregation 'normalize_then_sum', which has no say in it; "
-            f"found '{algorithm.scale_rewards}'"
-        )
-    if algorithm.aggregation == "sum_then_normalize":
-        for name, entry in recipe.rewards.items():
-            if entry.spread_floor > 0.0:
-                raise UserError(
-                    f"rewards.{name}.spread_floor: expected 0 with aggregation 'sum_then_normalize', which divides by "
-                    f"the spread of the sum; found {entry.spread_floor:g}"
-                )
-    watched = recipe.monitoring
-    if trend(np.arange(watched.window)) <= threshold(watched.significance):
-        raise UserError(
-            f"monitoring.window: expected more steps for significance {watched.significance:g}, found "
-            f"{watched.window}: not even a steady rise would raise an alarm"
-        )
-    if not recipe.train.parts:
-        raise UserError("train: expected at least one part to train, found none")
-    if recipe.train.lora is not None and recipe.train.lora.dropout:
-        raise UserError(
-            "train.lora.dropout: expected 0 (the policy that is optimised has to be the one that was sampled), "
-            f"found {recipe.train.lora.dropout:g}"
-        )
-    if not any(entry.role == "train" for entry in recipe.rewards.values()):
-        raise UserError("rewards: expected at least one with role 'train', found monitors only")
     return pictures // processes
 
 

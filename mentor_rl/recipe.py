@@ -37,6 +37,7 @@ from mentor_base.settings import (
     TrainedParts,
     Validation,
 )
+from mentor_rl.algorithm import GrpoAlgorithm
 from mentor_rl.evaluate.recipes import EvaluateRecipe
 from mentor_rl.recipe_common import Common
 
@@ -106,31 +107,6 @@ class Prompts(Section):
     data: AnyPrompts = EmojiData()
     weights: dict[Task, Positive] = Field(default={"subject": 1.0})
     split: Split = "train"
-
-
-class Guidance(Section):
-    """Which log-prob GRPO optimises when the sampler guides (house rule 1)."""
-
-    scale: float = Field(1.0, ge=0.0)
-    logprob: Literal["guided", "conditional"] = "guided"
-
-
-class GrpoAlgorithm(Section):
-    """The objective; names as in trl's GRPOConfig."""
-
-    group_size: int = Field(8, gt=1)
-    prompts_per_step: int = Field(4, gt=0, description="over all processes")
-    inner_iterations: int = Field(1, gt=0)
-    beta: float = Field(0.02, ge=0.0, description="weight of the KL to the frozen reference")
-    epsilon: float = Field(0.2, gt=0.0)
-    epsilon_high: float | None = Field(None, gt=0.0)
-    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
-    ratio: Literal["token", "sequence"] = "token"
-    aggregation: Literal["normalize_then_sum", "sum_then_normalize"] = "normalize_then_sum"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    temperature: Positive = 1.0
-    guidance: Guidance = Guidance()
-    micro_batch: int | None = Field(None, gt=0, description="pictures per update pass and process")
 
 
 class Monitoring(Section):

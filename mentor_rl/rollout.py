@@ -27,6 +27,7 @@ from mentor_base.settings import Sampling
 
 POLICY, REFERENCE = "policy", "reference"  # owners of cached prefixes
 TRAINING_STREAM, MONITOR_STREAM = 1, 2  # keep the draws of training and of the fixed prompts apart
+GUIDANCE_STREAM = 3
 
 
 class Prompts(Protocol):
@@ -114,6 +115,10 @@ class PromptStore:
             for uid in rows.keys() - kept:
                 del rows[uid]
 
+    def forget(self, owner: str) -> None:
+        """Drop the prefixes of an owner whose weights have changed."""
+        self._prefixes.pop(owner, None)
+
     def inputs(self, uids: Sequence[int], device: torch.device) -> dict[str, Any]:
         """Encoder inputs of these prompts: input_ids_KT, attention_mask_KT, pixel_values_M3HW."""
         key = tuple(uids)
@@ -164,10 +169,12 @@ def roll_out(
     seed: int,
     stream: int = TRAINING_STREAM,
     owner: str = POLICY,
+    scales_N: torch.Tensor | None = None,
 ) -> Rollout:
     """Draw one picture per row; row i is member ``members_N[i]`` of the group of prompt ``uids_N[i]``.
 
-    The model is put into eval mode for the time being.
+    ``scales_N``: the rows' own guidance scales, in place of ``sampling.guidance_scale``. The model is put into eval
+    mode for the time being.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -175,7 +182,8 @@ def roll_out(
     groups = Groups.of(uids_N)
     noise_NL = uniforms(uids_N, members_N, model.config.image_tokens, seed, stream).to(device)
     prefix = store.prefix(model, groups.uids, device, owner)
-    drawn = generate(model, prefix, groups.size, sampling, uniforms_NL=noise_NL[groups.order_N])
+    laid_out = None if scales_N is None else scales_N[groups.order_N].to(device)
+    drawn = generate(model, prefix, groups.size, sampling, uniforms_NL=noise_NL[groups.order_N], scales_N=laid_out)
     tokens_NL = drawn.tokens_NL[groups.inverse_N]
     with torch.autocast(device.type, enabled=False):
         images = model.decode_images(tokens_NL)
@@ -196,6 +204,12 @@ def uniforms(uids_N: Sequence[int], members_N: Sequence[int], length: int, seed:
         for uid, member in zip(uids_N, members_N, strict=True)
     ]
     return torch.from_numpy(np.stack(rows))
+
+
+def guidance_scales(low_high: tuple[float, float], uids_N: Sequence[int], seed: int) -> torch.Tensor:
+    """Guidance scales_N, float32, uniform in [low, high]; a prompt's is a function of (seed, uid)."""
+    scales = {uid: np.random.default_rng([GUIDANCE_STREAM, seed, uid]).uniform(*low_high) for uid in set(uids_N)}
+    return torch.tensor([scales[uid] for uid in uids_N], dtype=torch.float32)
 
 
 def reward_batch(rollout: Rollout, step: int) -> RewardBatch:

@@ -29,8 +29,9 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,21 +50,42 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from mentor_base.engines import tokenizer_state, whole
+from mentor_base.errors import UserError
+from mentor_base.guidance import EntropyMode
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import Sampling
-from mentor_rl.grpo_callbacks import PhaseClock
+from mentor_rl.algorithm import GrpoAlgorithm, Importance
+from mentor_rl.grpo_callbacks import PhaseClock, ReferenceMover
 from mentor_rl.grpo_setup import MONITOR_SEED
 from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
 from mentor_rl.monitors.gap import Gap, check_gap
 from mentor_rl.monitors.hacking import HackingAlarm
 from mentor_rl.monitors.rollout_watch import RolloutWatch
-from mentor_rl.rollout import MONITOR_STREAM, POLICY, REFERENCE, Groups, PromptStore, Rollout, reward_batch, roll_out
+from mentor_rl.objective import importance_weights
+from mentor_rl.rollout import (
+    MONITOR_STREAM,
+    POLICY,
+    REFERENCE,
+    Groups,
+    PromptStore,
+    Rollout,
+    guidance_scales,
+    reward_batch,
+    roll_out,
+)
 from mentor_rl.trl_arguments import check_arguments
 
 logger = logging.getLogger(__name__)
 
-KEPT_METRICS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}  # trl's name -> ours
+KEPT_METRICS = {  # trl's name -> ours
+    "kl": "kl",
+    "entropy": "entropy",
+    "entropy_coef": "entropy_coefficient",
+    "clip_ratio/region_mean": "clip_share",
+    "cispo_clip_ratio": "clip_share",
+    "vespo/phi_seq_mean": "vespo_weight",
+}
 
 
 class PictureTokens(PreTrainedTokenizerFast):
@@ -87,7 +109,7 @@ class MentorGRPOTrainer(GRPOTrainer):
         store: the prompts of the run by uid, 0 <= uid < ``rows``.
         fixed_store, fixed: the prompts that are watched.
         alarm, copy_thresholds: what is watched of each rollout; see monitors/.
-        sampling: how pictures are drawn, and (``logprob="guided"``) the distribution that is optimised.
+        algorithm: how pictures are drawn, and what is optimised; ``args`` says the latter in trl's words.
         lr_schedule: optimizer step -> share of the learning rate.
     """
 
@@ -103,22 +125,25 @@ class MentorGRPOTrainer(GRPOTrainer):
         fixed: FixedPrompts,
         alarm: HackingAlarm,
         copy_thresholds: Mapping[str, float],
-        sampling: Sampling,
-        logprob: Literal["guided", "conditional"],
+        algorithm: GrpoAlgorithm,
         rows: int,
         lr_schedule: Callable[[int], float],
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         check_arguments(args, policy.config.image_tokens)
+        if (reference is None) != (args.beta == 0.0):
+            raise ValueError(f"reference: expected one exactly when beta is above 0, found beta {args.beta:g}")
         self.tokenizer_state = tokenizer_state(policy)
-        self.composite, self.store, self.sampling, self.logprob = composite, store, sampling, logprob
+        self.composite, self.store, self.algorithm = composite, store, algorithm
         self.fixed_store, self.fixed = fixed_store, fixed
         self.watched, self.gap = RolloutWatch(composite, alarm, copy_thresholds, self._gathered), Gap()
         self.lr_schedule = lr_schedule
-        self.same_distribution = logprob == "guided" or not sampling.guided
+        guidance = algorithm.guidance
+        self.sampling = Sampling(temperature=algorithm.temperature, guidance_scale=guidance.constant or 1.0)
+        self.same_distribution = guidance.logprob == "guided" or not guidance.guided
         if not self.same_distribution:
             warnings.warn(
-                f"guidance.logprob 'conditional' at scale {sampling.guidance_scale}: the log-probs that are optimised "
+                f"guidance.logprob 'conditional' at scale {guidance.scale}: the log-probs that are optimised "
                 "are not those of the distribution that is sampled",
                 stacklevel=2,
             )
@@ -143,6 +168,13 @@ class MentorGRPOTrainer(GRPOTrainer):
         )
         args.beta = self.beta = beta
         self.ref_model = None if reference is None else self._frozen(reference, policy)
+        self.mover: ReferenceMover | None = None
+        if algorithm.reference is not None and self.ref_model is not None:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise UserError("algorithm.reference: expected processes that hold whole weights (DDP), found shards")
+            forget = partial(store.forget, REFERENCE)
+            self.mover = ReferenceMover(algorithm.reference, policy, self.ref_model, forget)
+            self.add_callback(self.mover)
 
     def _frozen(
         self, reference: MentorForConditionalGeneration | WithoutAdapters, policy: MentorForConditionalGeneration
@@ -163,7 +195,10 @@ class MentorGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """SEAM 2: one row per sample; processes hold neighbouring parts of the global batch."""
         self._uids = [row["uid"] for row in inputs]
-        return super()._generate_and_score_completions(inputs)
+        scored = super()._generate_and_score_completions(inputs)
+        if self.algorithm.importance is not None:
+            self._weigh(scored, self.algorithm.importance)
+        return scored
 
     def _draw(self, prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
         """SEAM 1: pictures for the rows at hand, and their scores."""
@@ -171,8 +206,13 @@ class MentorGRPOTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(uids)
         members = [(first + row) % self.num_generations for row in range(len(uids))]
         self.store.keep_only(uids)
-        with self.clock.phase("rollout"), self._policy() as policy, self.accelerator.autocast():
-            self._rollout = roll_out(policy, self.store, uids, members, self.sampling, self.args.seed)
+        scales_N = self._scales(uids, self.args.seed)
+        if scales_N is not None:
+            self.watched.add({"guidance/mean": self._gathered(scales_N).mean().item()})
+        with self.clock.phase("rollout"), self._policy() as policy, self._sampler_autocast(policy, uids):
+            self._rollout = roll_out(
+                policy, self.store, uids, members, self.sampling, self.args.seed, scales_N=scales_N
+            )
         with self.clock.phase("reward"):
             self._score(self._rollout, first)
         return {
@@ -237,6 +277,25 @@ class MentorGRPOTrainer(GRPOTrainer):
 
     # ---- log-probs -------------------------------------------------------------------------------------------------
 
+    def _scales(self, uids: Sequence[int], seed: int) -> torch.Tensor | None:
+        """Guidance scales_N of samples of these prompts, where prompts have each their own."""
+        scale = self.algorithm.guidance.scale
+        return guidance_scales(scale, uids, seed) if isinstance(scale, tuple) else None
+
+    @contextmanager
+    def _sampler_autocast(self, policy: MentorForConditionalGeneration, uids: Sequence[int]) -> Iterator[None]:
+        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before."""
+        if self.algorithm.sampler_dtype is None:
+            with self.accelerator.autocast():
+                yield
+            return
+        device = next(policy.parameters()).device
+        if self.store.frozen_encoder:
+            with self.accelerator.autocast():
+                self.store.prefix(policy, sorted(set(uids)), device, POLICY)
+        with torch.autocast(device.type, getattr(torch, self.algorithm.sampler_dtype)):
+            yield
+
     def _get_per_token_logps_and_entropies(
         self,
         model: torch.nn.Module,
@@ -249,35 +308,66 @@ class MentorGRPOTrainer(GRPOTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """SEAM 3: log-probs of policy or reference for rows in any order, ``batch_size`` at a time."""
         tokens_NL, uids_N, rows_N = input_ids[:, -logits_to_keep:], input_ids[:, 0].tolist(), input_ids[:, 1]
-        is_reference = model is self.ref_model
+        is_reference, update = model is self.ref_model, torch.is_grad_enabled()
         owner = REFERENCE if is_reference else POLICY
+        entropy: EntropyMode = "none"
+        if compute_entropy:
+            entropy = "gradient" if update and self.algorithm.entropy.active else "value"
         size = batch_size or len(tokens_NL)
         parts = []
-        with self.clock.phase("reference" if is_reference else "old" if not torch.is_grad_enabled() else None):
+        with self.clock.phase("reference" if is_reference else None if update else "old"):
             for start in range(0, len(tokens_NL), size):
                 piece = slice(start, start + size)
-                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner, compute_entropy))
+                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner, entropy))
         logp_NL, entropy_NL = (torch.cat(column) for column in zip(*parts, strict=True))
-        if not is_reference and (self.num_iterations == 1 or not torch.is_grad_enabled()):
+        if not is_reference and update is not self._scores_rollouts:
             self._watch_gap(logp_NL.detach(), rows_N)
         return logp_NL, entropy_NL if compute_entropy else None, None
 
+    @property
+    def _scores_rollouts(self) -> bool:
+        """Whether a pass without gradient finds the log-probs of a rollout before its updates."""
+        return self.num_iterations > 1 or self.algorithm.importance is not None
+
     def _logprobs(
-        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str, entropy: bool
+        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str, entropy: EntropyMode
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        groups = Groups.of(uids)
-        order_N, inverse_N = groups.order_N.to(tokens_NL.device), groups.inverse_N.to(tokens_NL.device)
+        groups, device = Groups.of(uids), tokens_NL.device
+        order_N, inverse_N = groups.order_N.to(device), groups.inverse_N.to(device)
+        scales_N = self._scales(uids, self.args.seed)
         with self.accelerator.autocast():
             found = model(
                 mode="logprobs",
                 tokens=tokens_NL[order_N],
                 group_size=groups.size,
                 sampling=self.sampling,
-                logprob=self.logprob,
+                logprob=self.algorithm.guidance.logprob,
                 entropy=entropy,
-                **self.store.condition(model, groups.uids, tokens_NL.device, owner),
+                scales=None if scales_N is None else scales_N.to(device)[order_N],
+                **self.store.condition(model, groups.uids, device, owner),
             )
         return found.logp_NL[inverse_N], found.entropy_NL[inverse_N]
+
+    def _weigh(self, scored: dict[str, torch.Tensor], importance: Importance) -> None:
+        """Importance weights into the advantages; trl takes one per token, and hands vespo's weights to vespo."""
+        assert self._rollout is not None
+        tokens_NL, logp_NL = scored["completion_ids"], scored.get("old_per_token_logps")
+        if logp_NL is None:
+            ids, mask = (torch.cat([scored[f"prompt_{x}"], scored[f"completion_{x}"]], dim=1) for x in ("ids", "mask"))
+            with torch.no_grad():
+                size = self.args.per_device_train_batch_size
+                logp_NL = self._get_per_token_logps_and_entropies(self.model, ids, mask, tokens_NL.shape[1], size)[0]
+        sampler_logp_NL = self._rollout.sampler_logp_NL[scored["prompt_ids"][:, 1]]
+        weights_NX = importance_weights(logp_NL, sampler_logp_NL, importance.cap, importance.level)
+        if self.algorithm.loss == "vespo":
+            scored["importance_sampling_ratio"] = weights_NX
+        else:
+            scored["advantages"] = scored["advantages"][:, None] * weights_NX
+        everywhere_NX = self._gathered(weights_NX)
+        capped_NX = everywhere_NX >= importance.cap
+        self.watched.add(
+            {"importance/mean": everywhere_NX.mean().item(), "importance/capped": capped_NX.double().mean().item()}
+        )
 
     def _watch_gap(self, logp_NL: torch.Tensor, rows_N: torch.Tensor) -> None:
         """Compare log-probs by the weights of the rollout with the sampler's own.
@@ -288,7 +378,8 @@ class MentorGRPOTrainer(GRPOTrainer):
         assert self._rollout is not None
         gap_NL = self.gap.record(logp_NL, self._rollout.sampler_logp_NL[rows_N])
         if self._first_rollout and self.same_distribution:
-            check_gap(gap_NL, "bf16" if self.args.bf16 else "float32", self.state.global_step)
+            rounded = self.args.bf16 or self.algorithm.sampler_dtype == "bfloat16"
+            check_gap(gap_NL, "bf16" if rounded else "float32", self.state.global_step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -303,8 +394,16 @@ class MentorGRPOTrainer(GRPOTrainer):
         count = len(self.fixed.prompts)
         with undisturbed_randomness():
             with self._policy() as policy, self.accelerator.autocast():
+                scales_N = self._scales(range(count), MONITOR_SEED)
                 rollout = roll_out(
-                    policy, self.fixed_store, range(count), [0] * count, self.sampling, MONITOR_SEED, MONITOR_STREAM
+                    policy,
+                    self.fixed_store,
+                    range(count),
+                    [0] * count,
+                    self.sampling,
+                    MONITOR_SEED,
+                    MONITOR_STREAM,
+                    scales_N=scales_N,
                 )
             if self.accelerator.is_main_process:
                 self.watched.add(self.fixed.record(rollout, step))
@@ -320,6 +419,16 @@ class MentorGRPOTrainer(GRPOTrainer):
             logs |= self.gap.metrics(self._gathered) | self.clock.metrics(self.args.generation_batch_size)
         logs |= self.watched.take()
         super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.mover is not None and self.is_world_process_zero():
+            self.mover.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.mover is not None:
+            self.mover.load(Path(resume_from_checkpoint))
 
     def save_now(self) -> None:
         """Save a state between two rollouts, outside of the usual rhythm, unless it is there already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from trl import GRPOConfig
@@ -9,6 +10,7 @@ from trl import GRPOConfig
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_base.trainer_arguments import one_device, shared_arguments
+from mentor_rl.algorithm import GrpoAlgorithm, Sapo, Vespo
 from mentor_rl.recipe import GrpoRecipe
 
 __all__ = ["FORCED", "GRPOConfig", "check_arguments", "grpo_arguments"]
@@ -42,24 +44,53 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int, local:
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=local // micro,
             steps_per_generation=local // micro,
-            num_iterations=algorithm.inner_iterations,
-            num_generations=algorithm.group_size,
             max_completion_length=image_tokens,
-            beta=algorithm.beta,
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
-            loss_type=algorithm.loss,
-            importance_sampling_level=algorithm.ratio,
-            multi_objective_aggregation=algorithm.aggregation,
-            scale_rewards=algorithm.scale_rewards,
             reward_weights=[entry.weight for entry in recipe.rewards.values() if entry.role == "train"],
-            use_bias_correction_kl=True,  # see objective.py
-            temperature=algorithm.temperature,
+            **algorithm_arguments(algorithm),
             disable_dropout=True,
             logging_steps=1,
             ddp_broadcast_buffers=False,
         )
     )
+
+
+def algorithm_arguments(algorithm: GrpoAlgorithm) -> dict[str, Any]:
+    """trl's names for the settings that objective.py states.
+
+    The moving reference is not among them: trl would build the reference, and move the tokenizer that both share.
+
+    Raises:
+        UserError: another release of trl than those this project is made for.
+    """
+    entropy, sapo, vespo = algorithm.entropy, algorithm.sapo or Sapo(), algorithm.vespo or Vespo()
+    values = {
+        "num_iterations": algorithm.inner_iterations,
+        "num_generations": algorithm.group_size,
+        "temperature": algorithm.temperature,
+        "beta": algorithm.beta,
+        "use_bias_correction_kl": algorithm.kl_bias_correction,
+        "loss_type": algorithm.loss,
+        "importance_sampling_level": algorithm.ratio,
+        "epsilon": algorithm.epsilon,
+        "epsilon_high": algorithm.epsilon_high,
+        "delta": algorithm.delta,
+        "off_policy_mask_threshold": algorithm.off_policy_threshold,
+        "multi_objective_aggregation": algorithm.aggregation,
+        "scale_rewards": algorithm.scale_rewards,
+        **{f"sapo_{name}": value for name, value in sapo},
+        **{f"vespo_{name}": value for name, value in vespo},
+        "top_entropy_quantile": entropy.quantile,
+        "entropy_coef": entropy.bonus,
+        "use_adaptive_entropy": entropy.target is not None,
+        "entropy_coef_delta": entropy.step,
+        "entropy_coef_min": entropy.low,
+        "entropy_coef_max": entropy.high,
+    }
+    if entropy.target is not None:
+        values["entropy_target"] = entropy.target
+    for name in sorted(values.keys() - GRPOConfig.__dataclass_fields__.keys()):
+        raise UserError(f"trl: expected a release with GRPOConfig.{name}, found {version('trl')}")
+    return values
 
 
 def check_arguments(args: GRPOConfig, image_tokens: int) -> None:

@@ -48,7 +48,7 @@ class GrpoCalls:
     def of(cls, recipe: GrpoRecipe, config: MentorConfig, machine: Machine) -> GrpoCalls:
         algorithm, guidance = recipe.algorithm, recipe.algorithm.guidance
         local = pictures_per_process(recipe, machine.gpus)
-        sampled = 1 if guidance.scale == 1.0 else 2
+        sampled = 2 if guidance.guided else 1
         return cls(
             gpus=machine.gpus,
             local=local,
@@ -90,7 +90,7 @@ def grpo_step(recipe: GrpoRecipe, facts: PolicyFacts, machine: Machine, checkpoi
         if algorithm.beta > 0:
             reference = scoring_flops(facts, scored, with_encoder=False) + encoder_flops(facts, drawn)
             add(flops, {"reference": once * reference})
-        if algorithm.inner_iterations > 1:
+        if algorithm.inner_iterations > 1 or algorithm.importance is not None:
             add(flops, {"old log-probs": once * scoring_flops(facts, scored, calls.encoder)})
         add(flops, update_flops(facts, scored, checkpointing, calls.encoder))
     seconds = {phase: machine.seconds(number, precision) for phase, number in flops.items()}

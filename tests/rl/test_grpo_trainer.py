@@ -99,10 +99,7 @@ def test_trls_loss_is_the_objective(policy, tmp_path, seen, algorithm) -> None:
             inputs.get("old_per_token_logps", logp.detach()),
             inputs.get("ref_per_token_logps"),
             inputs["advantages"],
-            beta=settings.beta,
-            epsilon=settings.epsilon,
-            epsilon_high=settings.epsilon_high,
-            ratio=settings.ratio,
+            settings,
         )
         torch.testing.assert_close(loss, expected.loss, atol=1e-6, rtol=0)
         torch.testing.assert_close(gradient, torch.autograd.grad(expected.loss, logp)[0], atol=1e-6, rtol=0)
@@ -206,8 +203,8 @@ def test_prompts_without_answers_train(policy, tmp_path) -> None:
 def test_gap_check_fires_when_sampler_and_trainer_disagree(policy, tmp_path, monkeypatch) -> None:
     real = trainer_module.roll_out
 
-    def hotter(policy, store, uids, members, sampling, seed, *rest):
-        return real(policy, store, uids, members, sampling.model_copy(update={"temperature": 1.1}), seed, *rest)
+    def hotter(policy, store, uids, members, sampling, *rest, **options):
+        return real(policy, store, uids, members, sampling.model_copy(update={"temperature": 1.1}), *rest, **options)
 
     monkeypatch.setattr(trainer_module, "roll_out", hotter)
     with pytest.raises(UserError, match="step 0: the trainer's log-probs of the drawn tokens differ"):

@@ -8,12 +8,15 @@ import itertools
 import pytest
 import torch
 
+from mentor_rl.algorithm import Entropy, GrpoAlgorithm
 from mentor_rl.objective import (
     clipped_surrogate,
     group_advantages,
     grpo_loss,
+    importance_weights,
     is_clipped,
     k3_kl,
+    next_entropy_coefficient,
     policy_ratio,
 )
 
@@ -60,7 +63,7 @@ def test_expected_gradient_is_that_of_the_expected_reward(toy) -> None:
     enumerated = torch.zeros_like(table)
     for s in range(len(p_S)):
         logp_1L = logp_SL[s, None]
-        loss = grpo_loss(logp_1L, logp_1L.detach(), None, reward_S[s, None], beta=0.0).loss
+        loss = grpo_loss(logp_1L, logp_1L.detach(), None, reward_S[s, None], GrpoAlgorithm(beta=0.0)).loss
         enumerated += p_S[s].detach() * gradient(loss, table)
     torch.testing.assert_close(-enumerated, analytic, atol=1e-12, rtol=0)
 
@@ -89,10 +92,11 @@ def test_kl_term_follows_the_kl_at_visited_prefixes(toy, bias_correction: bool) 
     logp_SL, reference_SL = toy_logp(table), toy_logp(reference)
     p_S = logp_SL.sum(1).exp().detach()
     zero_S = torch.zeros(len(p_S), dtype=torch.float64)
+    algorithm = GrpoAlgorithm(beta=1.0, kl_bias_correction=bias_correction)
     enumerated = torch.zeros_like(table)
     for s in range(len(p_S)):
         old_1L, ref_1L = logp_SL[s, None].detach(), reference_SL[s, None]
-        terms = grpo_loss(logp_SL[s, None], old_1L, ref_1L, zero_S[s, None], beta=1.0, bias_correction=bias_correction)
+        terms = grpo_loss(logp_SL[s, None], old_1L, ref_1L, zero_S[s, None], algorithm)
         enumerated += p_S[s] * gradient(terms.loss, table)
     pi, ref = table.log_softmax(-1), reference.log_softmax(-1)
     kl_LP = (pi.exp() * (pi - ref)).sum(-1) if bias_correction else (ref.exp() * (ref - pi)).sum(-1)
@@ -121,6 +125,63 @@ def test_clip_stops_the_gradient_past_its_edges_and_only_there() -> None:
     assert ratio_NL.grad.tolist() == [[2.0, 2.0, 0.0], [0.0, -2.0, -2.0]]
     flags = is_clipped(ratio_NL, advantages_N, epsilon=0.2, epsilon_high=0.4)
     assert flags.tolist() == [[False, False, True], [True, False, False]]
+
+
+def test_the_two_sided_clip_bounds_what_one_token_can_weigh() -> None:
+    ratio_NL = torch.tensor([[0.9, 3.0, 50.0]])
+    down_N, up_N = torch.tensor([-1.0]), torch.tensor([1.0])
+    assert clipped_surrogate(ratio_NL, down_N, 0.2)[0].tolist() == pytest.approx([-0.9, -3.0, -50.0])
+    assert clipped_surrogate(ratio_NL, down_N, 0.2, delta=4.0)[0].tolist() == pytest.approx([-0.9, -3.0, -4.0])
+    assert torch.equal(clipped_surrogate(ratio_NL, up_N, 0.2, delta=4.0), clipped_surrogate(ratio_NL, up_N, 0.2))
+
+
+def test_a_cap_without_end_is_exact_importance_sampling(toy) -> None:
+    """Pictures drawn from another policy: whole-sequence weights give the true gradient of ours, to rounding."""
+    table, sampler, reward_S = toy
+    exact, biased = (corrected_gradient(table, sampler, reward_S, cap) for cap in (1e9, None))
+    truth = true_gradient(table, reward_S)
+    torch.testing.assert_close(exact, truth, atol=1e-12, rtol=0)
+    assert (biased - truth).norm() > 0.1 * truth.norm()
+
+
+@pytest.mark.parametrize(("level", "cap"), [("sequence", 2.0), ("token", 2.0)])
+def test_truncated_weights_bring_the_gradient_closer_to_the_truth(level, cap) -> None:
+    """A sampler that differs by noise, as a rounded one does; the mean error over ten policies and rewards."""
+    errors = torch.zeros(2)
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(100 + seed)
+        table = toy_table(seed).requires_grad_()
+        sampler = table.detach() + 0.1 * torch.randn(table.shape, generator=generator, dtype=torch.float64)
+        reward_S = torch.randn(V**L, generator=generator, dtype=torch.float64)
+        truth = true_gradient(table, reward_S)
+        for i, limit in enumerate((cap, None)):
+            found = corrected_gradient(table, sampler, reward_S, limit, level)
+            errors[i] += (found - truth).norm() / truth.norm()
+    assert errors[0] < errors[1] * (0.2 if level == "sequence" else 0.8)
+
+
+def true_gradient(table: torch.Tensor, reward_S: torch.Tensor) -> torch.Tensor:
+    return gradient((toy_logp(table).sum(1).exp() * reward_S).sum(), table) / L
+
+
+def corrected_gradient(
+    table: torch.Tensor, sampler: torch.Tensor, reward_S: torch.Tensor, cap: float | None, level: str = "sequence"
+) -> torch.Tensor:
+    """The expected gradient of the loss over what ``sampler`` draws; cap None: without weights."""
+    logp_SL, sampler_SL = toy_logp(table), toy_logp(sampler)
+    drawn_S = sampler_SL.sum(1).exp().detach()
+    weights = None if cap is None else importance_weights(logp_SL, sampler_SL, cap, level)  # type: ignore[arg-type]
+    advantages_S = reward_S * drawn_S * len(drawn_S)  # the mean over samples becomes the expectation
+    loss = grpo_loss(logp_SL, logp_SL.detach(), None, advantages_S, GrpoAlgorithm(beta=0.0), weights_NX=weights).loss
+    return -gradient(loss, table)
+
+
+def test_the_weight_of_the_bonus_follows_the_entropy() -> None:
+    entropy = Entropy(bonus=0.01, target=2.0, step=0.005, low=0.0, high=0.02)
+    assert next_entropy_coefficient(0.01, 1.9, entropy) == pytest.approx(0.015)
+    assert next_entropy_coefficient(0.018, 1.9, entropy) == 0.02
+    assert next_entropy_coefficient(0.01, 2.1, entropy) == pytest.approx(0.005)
+    assert next_entropy_coefficient(0.002, 2.1, entropy) == 0.0
 
 
 def test_sequence_ratio_is_the_geometric_mean_of_token_ratios() -> None:
