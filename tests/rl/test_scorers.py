@@ -16,10 +16,9 @@ from mentor_base.data.atlas import Atlas
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import EmojiData, Optimisation
-from mentor_rl import scorer_losses as losses
-from mentor_rl import scorers
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.recipe import Tokenized
+from mentor_rl.scorers import losses, training
 from mentor_rl.scorers.captions import caption_tokenizer, draw_caption
 from mentor_rl.scorers.pictures import PLAIN, SOFT, SpriteBank, compose
 from mentor_rl.scorers.views import Looks, Pictures
@@ -40,7 +39,7 @@ def train(
 ) -> RunFolder:
     run = RunFolder.open(folder, {"scorer": scorer, "seed": 3})
     optimisation = Optimisation(lr=2e-3, steps=steps, batch=batch, threads=1)
-    scorers.train_scorer(
+    training.train_scorer(
         scorer=scorer,
         data=data,
         optimisation=optimisation,
@@ -141,15 +140,15 @@ def test_a_style_scorer_learns_and_loads_as_a_reward(tmp_path: Path) -> None:
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between two states: the steps after the last state are done again, and end in the same weights."""
     whole = train(tmp_path / "whole", "evaluator", steps=4, batch=12, every=2, data=THREE_STYLES)
-    advance, calls = scorers._Loop.advance, []
+    advance, calls = training._Loop.advance, []
 
-    def dying(loop: scorers._Loop) -> str:
+    def dying(loop: training._Loop) -> str:
         calls.append(loop.step)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return advance(loop)
 
-    monkeypatch.setattr(scorers._Loop, "advance", dying)
+    monkeypatch.setattr(training._Loop, "advance", dying)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", "evaluator", steps=4, batch=12, every=2, data=THREE_STYLES)
     resumed = train(tmp_path / "killed", "evaluator", steps=4, batch=12, every=2, data=THREE_STYLES)
