@@ -29,6 +29,7 @@ from mentor_rl.evaluate.result import Result, Value
 from mentor_rl.evaluate.score_store import ScoreStore, picture_fingerprint
 
 BUILDERS = {
+    "dreambench_plus": "mentor_rl.evaluate.dreambench_plus:DreamBenchPlus",
     "t2i_rewards": "mentor_rl.evaluate.t2i_rewards:T2IRewards",
 }
 LOWER_BOUND = "missing counted as 0"

@@ -11,11 +11,23 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from mentor_rewards.contract import RewardEntry
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mentor_base.settings import InputPath, Positive, Sampling, Section, Split
 from mentor_rl.recipe_common import Common
 
+
+def _is_template(text: str) -> str:
+    try:
+        filled = text.format(prompt="", subject="")
+    except (KeyError, IndexError, ValueError):
+        filled = ""
+    if filled.count("<image>") != 1 or "{prompt}" not in text:
+        raise ValueError(f"expected one <image>, {{prompt}} and perhaps {{subject}}, found '{text}'")
+    return text
+
+
+SubjectTemplate = Annotated[str, AfterValidator(_is_template)]
 PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
 TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
 
@@ -110,6 +122,7 @@ class DreamBenchPlusRecipe(PictureRecipe):
     benchmark: Literal["dreambench_plus"]
     data: InputPath = Field(description="the unpacked data.zip of DreamBench++, with images/ and captions/")
     judge: Judge
+    template: SubjectTemplate = Field("<image> {prompt}", description="how a policy is asked; may also name {subject}")
 
 
 class DreamBenchRecipe(PictureRecipe):
@@ -133,5 +146,6 @@ class T2IRewardsRecipe(PictureRecipe):
 
 BENCHMARKS: dict[str, type[EvaluateRecipe]] = {
     "emojibench": EmojiBenchRecipe,
+    "dreambench_plus": DreamBenchPlusRecipe,
     "t2i_rewards": T2IRewardsRecipe,
 }

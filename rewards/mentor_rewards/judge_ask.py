@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mentor_rewards.judge_cache import JudgeCache, cache_key
-from mentor_rewards.judge_request import JudgeBackend, JudgeRequest, JudgeSampling, NoAnswer
-from mentor_rewards.judge_scores import InvalidAnswer, Judgement, parse_answer
+from mentor_rewards.judge_request import Answer, JudgeBackend, JudgeRequest, JudgeSampling, NoAnswer
+from mentor_rewards.judge_scores import InvalidAnswer
 
 RE_ASKS = 2
+Judged = TypeVar("Judged")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Generic[Judged]):
     """A judgement, or the reason why there is none.
 
     Attributes:
         asked: questions that were put to the judge; 0 for an answer from the cache.
     """
 
-    judgement: Judgement | None
+    judgement: Judged | None
     reason: str | None
     asked: int
 
 
 async def ask(
-    request: JudgeRequest, backend: JudgeBackend, sampling: JudgeSampling, cache: JudgeCache | None
-) -> Verdict:
-    """The verdict on one picture. Only answers that hold are kept in the cache.
+    request: JudgeRequest,
+    backend: JudgeBackend,
+    sampling: JudgeSampling,
+    cache: JudgeCache | None,
+    parse: Callable[[Answer], Judged],
+) -> Verdict[Judged]:
+    """The verdict on one picture. Only answers that hold, which ``parse`` decides, are kept in the cache.
 
     Raises:
         RewardError: a fault of the configuration.
@@ -38,12 +45,12 @@ async def ask(
         key = await asyncio.to_thread(cache_key, request, backend.model, sampling)
         stored = await asyncio.to_thread(cache.get, key)
         if stored is not None:
-            return Verdict(parse_answer(stored, "stop", request.template), None, asked=0)
+            return Verdict(parse(Answer(stored, "stop")), None, asked=0)
     reason = ""
     for attempt in range(1 + RE_ASKS):
         try:
             answer = await backend.complete(request, sampling.again(attempt))
-            judgement = parse_answer(answer.text, answer.finish_reason, request.template)
+            judgement = parse(answer)
         except NoAnswer as error:
             return Verdict(None, str(error), attempt + 1)
         except InvalidAnswer as error:

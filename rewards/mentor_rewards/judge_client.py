@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import os
 import random
 import time
 from collections.abc import Mapping
@@ -132,6 +133,20 @@ class JudgeClient:
         if asked is not None:
             return asked + random.uniform(0.0, self.backoff)
         return min(LONGEST_WAIT, self.backoff * 2**retry) * random.uniform(0.5, 1.5)
+
+
+def api_key(variable: str | None) -> str:
+    """The key in an environment variable; "none", which servers without keys take, when no variable is named.
+
+    Raises:
+        RewardError: it is not set.
+    """
+    if variable is None:
+        return "none"
+    key = os.environ.get(variable)
+    if not key:
+        raise RewardError(f"option 'api_key_env': the environment variable {variable} is not set")
+    return key
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mentor_rewards.contract import RewardError, one_line
-from mentor_rewards.judge_prompts import MAX_PIXELS, MIN_PIXELS, JudgeTemplate
+from mentor_rewards.judge_prompts import MAX_PIXELS, MIN_PIXELS, Question
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling
 
 IMAGE = 1  # the type of a picture's tokens in mm_token_type_ids; text is 0
@@ -120,7 +120,7 @@ class LocalJudge:
             tokens[position : position + 1] = [tokens[position]] * length
         return tokens
 
-    def _compile(self, template: JudgeTemplate) -> Any:
+    def _compile(self, template: Question) -> Any:
         """The grammar of a template's answers, without free whitespace: some judges would fill max_tokens with it."""
         return self._compiler.compile_json_schema(template.schema(), any_whitespace=False)
 

@@ -15,13 +15,39 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 DESCRIPTION_LENGTH = 600  # characters; without a limit a looping judge runs into max_tokens
 MIN_PIXELS = 256 * 256  # pictures are enlarged, or reduced, to this range before the judge sees them
 MAX_PIXELS = 1024 * 1024
 
 Message = dict[str, Any]
+
+
+class Question(Protocol):
+    """What a judge can be asked about a picture: a JudgeTemplate, or a rubric of a benchmark. Hashable.
+
+    Attributes:
+        version: part of every cache key; changes with any word.
+        with_reference: whether reference pictures are shown.
+    """
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def with_reference(self) -> bool: ...
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of an answer."""
+
+    def messages(self, prompt: str, image: str, references: Sequence[str] = ()) -> list[Message]:
+        """Chat messages; see JudgeTemplate.messages."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +120,12 @@ class JudgeTemplate:
         """
         content: list[Message] = []
         for reference in references if self.with_reference else ():
-            content += [_text("Reference picture:"), _picture(reference)]
-        content += [_text(f"Requested text: {quoted(prompt)}"), _text("Generated picture:"), _picture(image)]
+            content += [text_part("Reference picture:"), picture_part(reference)]
+        content += [
+            text_part(f"Requested text: {quoted(prompt)}"),
+            text_part("Generated picture:"),
+            picture_part(image),
+        ]
         return [{"role": "system", "content": self.instruction()}, {"role": "user", "content": content}]
 
     def _cap_sentence(self) -> str:
@@ -112,11 +142,13 @@ def quoted(prompt: str) -> str:
     return json.dumps(printable, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _text(text: str) -> Message:
+def text_part(text: str) -> Message:
+    """Text inside a message."""
     return {"type": "text", "text": text}
 
 
-def _picture(url: str) -> Message:
+def picture_part(url: str) -> Message:
+    """A picture inside a message."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from mentor_rewards.judge_prompts import JudgeTemplate, Message
+from mentor_rewards.judge_prompts import Message, Question
 from mentor_rewards.pixels import rgb
 
 RE_ASK_TEMPERATURE = 0.3  # a greedy judge would repeat a rejected answer word for word, whatever the seed
@@ -58,7 +58,7 @@ class JudgeSampling:
 class JudgeRequest:
     """What a judge is asked about one generated picture. Fields: see JudgeTemplate.messages."""
 
-    template: JudgeTemplate
+    template: Question
     prompt: str
     picture: Picture
     references: tuple[Picture, ...] = ()

@@ -51,8 +51,8 @@ def parse_answer(text: str, finish_reason: str | None, template: JudgeTemplate) 
     """
     if finish_reason == "length":
         raise InvalidAnswer(f"cut off at max_tokens after {len(text)} characters")
-    values = _object(text)
-    _check_keys(values, ["description", *(axis.key for axis in template.axes), "final"])
+    values = read_object(text)
+    check_keys(values, ["description", *(axis.key for axis in template.axes), "final"])
     description = values["description"]
     if not isinstance(description, str) or len(description) > DESCRIPTION_LENGTH:
         raise InvalidAnswer(
@@ -70,7 +70,12 @@ def final_score(parts: dict[str, float], template: JudgeTemplate) -> float:
     return round(min(total, CAP) if capped else total, 2)
 
 
-def _object(text: str) -> dict[str, Any]:
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object that an answer is.
+
+    Raises:
+        InvalidAnswer: anything else, also one with doubled keys or numbers that are none.
+    """
     try:
         values = json.loads(text, strict=False, object_pairs_hook=_no_doubles, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
@@ -91,7 +96,11 @@ def _no_constant(name: str) -> NoReturn:
     raise InvalidAnswer(f"not a number: {name}")
 
 
-def _check_keys(values: dict[str, Any], expected: Sequence[str]) -> None:
+def check_keys(values: dict[str, Any], expected: Sequence[str]) -> None:
+    """
+    Raises:
+        InvalidAnswer: a key is missing or unknown.
+    """
     missing = [key for key in expected if key not in values]
     unknown = [key for key in values if key not in expected]
     if missing or unknown:

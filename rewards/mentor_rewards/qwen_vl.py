@@ -10,7 +10,6 @@ In-process judging takes one picture at a time; it is for small models and for m
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -21,9 +20,10 @@ from pydantic import Field
 from mentor_rewards.contract import AsyncReward, RewardBatch, RewardError, RewardOutput, RewardSpec
 from mentor_rewards.judge_ask import Verdict, ask
 from mentor_rewards.judge_cache import JudgeCache
-from mentor_rewards.judge_client import JudgeClient
+from mentor_rewards.judge_client import JudgeClient, api_key
 from mentor_rewards.judge_prompts import SUBJECT, TEXT_TO_IMAGE, JudgeTemplate
-from mentor_rewards.judge_request import JudgeBackend, JudgeRequest, JudgeSampling, Picture
+from mentor_rewards.judge_request import Answer, JudgeBackend, JudgeRequest, JudgeSampling, Picture
+from mentor_rewards.judge_scores import Judgement, parse_answer
 from mentor_rewards.judge_server import DEFAULT_MODEL, JudgeServer, ServeOptions, shared_server
 
 LICENCE = "Apache-2.0 (Qwen2.5-VL-7B)"
@@ -85,7 +85,7 @@ class JudgeReward(AsyncReward):
 
             self._judge = LocalJudge(self.model, device, dtype)
             return
-        key = self._api_key()
+        key = api_key(self.api_key_env)
         url = self.url
         if self.serve is not None:
             self._server = shared_server(self.serve, self.model)
@@ -112,11 +112,15 @@ class JudgeReward(AsyncReward):
         try:
             async with asyncio.TaskGroup() as tasks:
                 waiting = [
-                    tasks.create_task(ask(request, self._judge, self.sampling, self._answers)) for request in requests
+                    tasks.create_task(ask(request, self._judge, self.sampling, self._answers, self._parse))
+                    for request in requests
                 ]
         except BaseExceptionGroup as group:  # the first fault has cancelled the others
             raise group.exceptions[0] from None
         return self._output([task.result() for task in waiting])
+
+    def _parse(self, answer: Answer) -> Judgement:
+        return parse_answer(answer.text, answer.finish_reason, self.template)
 
     def _requests(self, batch: RewardBatch) -> list[JudgeRequest]:
         pictures: dict[int, Picture] = {}
@@ -129,7 +133,7 @@ class JudgeReward(AsyncReward):
             for prompt, image, references in zip(batch.prompts, batch.images, batch.references, strict=True)
         ]
 
-    def _output(self, verdicts: list[Verdict]) -> RewardOutput:
+    def _output(self, verdicts: list[Verdict[Judgement]]) -> RewardOutput:
         found = [verdict.judgement for verdict in verdicts]
         keys = [axis.key for axis in self.template.axes]
         return RewardOutput(
@@ -142,14 +146,6 @@ class JudgeReward(AsyncReward):
                 "asked": [verdict.asked for verdict in verdicts],
             },
         )
-
-    def _api_key(self) -> str:
-        if self.api_key_env is None:
-            return "none"
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise RewardError(f"option 'api_key_env': the environment variable {self.api_key_env} is not set")
-        return key
 
 
 class QwenVlT2i(JudgeReward):

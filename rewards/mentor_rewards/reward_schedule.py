@@ -17,7 +17,7 @@ import math
 import numbers
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -32,6 +32,7 @@ from mentor_rewards.contract import (
     RewardOutput,
     misfit,
 )
+from mentor_rewards.event_loop import EventLoop
 
 T = TypeVar("T")
 
@@ -89,12 +90,12 @@ class Schedule:
             for name in rewards
             if entries[name].timeout is not None and name not in self._waiting
         }
-        self._loop: _Loop | None = None
+        self._loop: EventLoop | None = None
 
     def open(self) -> None:
         """Start the event loop that async rewards live in."""
         if self._waiting:
-            self._loop = _Loop()
+            self._loop = EventLoop()
 
     def close(self) -> None:
         """Stop the event loop."""
@@ -240,20 +241,3 @@ def _settle(answer: Future[RewardOutput], score: Callable[[RewardBatch], RewardO
         answer.set_result(score(batch))
     except BaseException as error:
         answer.set_exception(error)
-
-
-class _Loop:
-    """An event loop in a thread of its own: clients of async rewards keep their connections between calls."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="rewards", daemon=True)
-        self._thread.start()
-
-    def submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
