@@ -1,17 +1,16 @@
-"""What every training run on transformers.Trainer shares: the run folder's log, interruption, progress, whole states.
+"""What every training run on transformers.Trainer shares: the run folder's log, interruption, progress, gradients that
+are no numbers, which states are kept.
 
     callbacks = run_callbacks(run, guard, label="stage 1", keep=2)
-    trainer = Trainer(..., callbacks=callbacks); quieten(trainer)
+    trainer = MyTrainer(..., callbacks=callbacks); quieten(trainer)     # MyTrainer(WholeStates, Trainer); see states.py
     trainer.train(resume_from_checkpoint=take_up(run))
 
-The Trainer writes a state as several files in turn and deletes older states before it calls the new one saved: a kill
-in between leaves a folder that it would later try to resume. Here a state counts only once a marker, written last,
-lists its files and their sizes; older states go after that. Set ``save_total_limit=None`` in the TrainingArguments.
+The Trainer deletes older states before it calls the new one saved. Here they go after it; set
+``save_total_limit=None`` in the TrainingArguments.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -22,24 +21,32 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mentor_base.errors import UserError
 from mentor_base.interrupt import InterruptGuard
 from mentor_base.progress import ProgressBar
-from mentor_base.runlog import RunFolder, write_atomically
+from mentor_base.runlog import RunFolder
+from mentor_base.states import all_states, remove
 
 logger = logging.getLogger(__name__)
 
-STATE_MARKER = "complete.json"
-STATE_PREFIX = "checkpoint-"  # the Trainer's own name for its states
 RENAMED = {"learning_rate": "lr"}
 CLOSING_SUMMARY = "train_runtime"  # marks the Trainer's last log call, which repeats what the run folder knows
+PATIENCE = 3  # updates in a row without a finite gradient that end a run
 
 
 def run_callbacks(run: RunFolder, guard: InterruptGuard, label: str, keep: int) -> list[TrainerCallback]:
     """All callbacks of a run, in the order they rely on: an interruption asks for a state, a state for a log line."""
-    return [InterruptCallback(guard), CheckpointCallback(run, keep), RunLogCallback(run), ProgressCallback(label)]
+    gradients = FiniteGradients()
+    return [
+        gradients,
+        InterruptCallback(guard),
+        CheckpointCallback(run, keep),
+        RunLogCallback(run, gradients),
+        ProgressCallback(label),
+    ]
 
 
 def quieten(trainer: Trainer) -> None:
@@ -61,17 +68,75 @@ def hide_bars() -> None:
     transformers.logging.disable_progress_bar()
 
 
+class Diverged(UserError):
+    """Training gives no numbers any more. The weights are those of the last good update."""
+
+
+class FiniteGradients(TrainerCallback):
+    """Skips an update whose gradient is no number: weights, moments and decay stay as they are, the schedule goes on.
+
+    One such gradient would make every weight NaN, and the next state would keep them so. What is skipped depends on the
+    gradient alone, so a resumed run skips the same updates. Under DeepSpeed, which updates inside of its backward pass,
+    there is nothing left to skip: there RunLogCallback ends the run before such weights reach a state.
+
+    Raises:
+        Diverged: after ``PATIENCE`` skipped updates in a row.
+    """
+
+    def __init__(self) -> None:
+        self._in_a_row = 0
+        self._since_log = 0
+
+    def taken(self) -> int:
+        """Updates skipped since the last call."""
+        count, self._since_log = self._since_log, 0
+        return count
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: torch.nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        parameters = [] if model is None else [p for p in model.parameters() if p.grad is not None]
+        if _all_finite([p.grad for p in parameters if p.grad is not None]):
+            self._in_a_row = 0
+            return
+        for parameter in parameters:
+            parameter.grad = None
+        self._in_a_row += 1
+        self._since_log += 1
+        step = state.global_step + 1
+        if self._in_a_row >= PATIENCE:
+            raise Diverged(
+                f"step {step}: the gradients of {PATIENCE} updates in a row were no finite numbers; "
+                "lower optimisation.lr, or raise optimisation.warmup"
+            )
+        if state.is_world_process_zero:
+            logger.warning("step %d: the gradient is no finite number; this update is skipped", step)
+
+
+def _all_finite(gradients: list[torch.Tensor]) -> bool:
+    if not gradients:
+        return True
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return bool((norm.full_tensor() if isinstance(norm, DTensor) else norm).isfinite())
+
+
 class RunLogCallback(TrainerCallback):
     """Writes each of the Trainer's log calls as one line of metrics.jsonl; the main process only.
 
-    ``cpu_seconds`` counts the main process' CPU time, earlier sessions of the run included.
+    ``cpu_seconds`` counts the main process' CPU time, earlier sessions of the run included; ``skipped_updates`` those
+    since the line before, and stands there only where some were.
 
     Raises:
-        UserError: when the loss is no longer a number: what would follow is not worth its hours.
+        UserError: when loss or gradient are no numbers and the update was not skipped: the weights are spoilt.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self.run = run
+    def __init__(self, run: RunFolder, gradients: FiniteGradients) -> None:
+        self.run, self.gradients = run, gradients
         self._cpu_before = max((line.get("cpu_seconds", 0.0) for line in run.metrics()), default=0.0) - _cpu_seconds()
 
     @property
@@ -90,11 +155,15 @@ class RunLogCallback(TrainerCallback):
         if not logs or CLOSING_SUMMARY in logs:
             return
         values = {RENAMED.get(name, name): value for name, value in logs.items() if name != "epoch"}
-        if not math.isfinite(values.get("loss", 0.0)):
-            raise UserError(
-                f"{self.run.path}: step {state.global_step}: expected a finite loss, found {values['loss']}; "
-                "lower optimisation.lr, or raise optimisation.warmup"
-            )
+        skipped = self.gradients.taken() if "loss" in values else 0
+        for name, said in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            if not skipped and not math.isfinite(values.get(name, 0.0)):
+                raise UserError(
+                    f"{self.run.path}: step {state.global_step}: expected a finite {said}, found {values[name]}; "
+                    "lower optimisation.lr, or raise optimisation.warmup"
+                )
+        if skipped:
+            values["skipped_updates"] = skipped
         if state.is_world_process_zero:
             self.run.log(state.global_step, **values, cpu_seconds=round(self.cpu_seconds, 2))
 
@@ -163,7 +232,7 @@ class ProgressCallback(TrainerCallback):
 
 
 class CheckpointCallback(TrainerCallback):
-    """Completes each saved state with its marker, and only then deletes the states beyond ``keep``.
+    """Deletes the states beyond ``keep`` once a new one is whole.
 
     A state is always preceded by a log line, so that no metric of a resumed run averages over the break.
 
@@ -189,78 +258,9 @@ class CheckpointCallback(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()  # every process writes the state of its own random numbers
         if state.is_world_process_zero:
-            mark_complete(Path(args.output_dir) / f"{STATE_PREFIX}{state.global_step}")
-            for old in _states(Path(args.output_dir))[: -self.keep]:
-                shutil.rmtree(old)
-
-
-def mark_complete(state: Path) -> None:
-    """Write the marker of a state: its files and their sizes in bytes, all flushed to the disk before."""
-    sizes = _sizes(state)
-    for name in sizes:
-        with (state / name).open("rb") as file:
-            os.fsync(file.fileno())
-    write_atomically(state / STATE_MARKER, json.dumps({"files": sizes}, indent=1) + "\n")
-
-
-def missing_part(state: Path) -> str | None:
-    """What keeps a state from being complete, in words; None when it is."""
-    try:
-        expected = json.loads((state / STATE_MARKER).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        return f"{STATE_MARKER} is missing"
-    found = _sizes(state)
-    for name, size in expected.items():
-        if found.get(name) != size:
-            return f"{name}: expected {size} bytes, found {found.get(name, 'no file')}"
-    return None
-
-
-def find_resumable(states: Path, prune: bool = True) -> Path | None:
-    """The newest complete state in a folder of states, or None. With ``prune``, incomplete ones are deleted.
-
-    A state that a kill cut short is never returned.
-    """
-    newest = None
-    for state in _states(states):
-        fault = missing_part(state)
-        if fault is None:
-            newest = state
-        elif prune:
-            logger.warning("%s: deleted a state that was cut short (%s)", state, fault)
-            shutil.rmtree(state)
-    return newest
-
-
-def take_up(run: RunFolder, main_process: bool = True) -> Path | None:
-    """Where to resume a run: its newest complete state, or None to start anew. Later metrics are forgotten.
-
-    Only the main process changes the folder. Make the RunLogCallback before: it reads the time spent so far.
-    """
-    state = find_resumable(run.state, prune=main_process)
-    if main_process:
-        run.rewind(step_of(state) if state is not None else -1)
-        if state is not None:
-            logger.warning("%s: goes on from step %d", run.path, step_of(state))
-    return state
-
-
-def step_of(state: Path) -> int:
-    """The optimizer step of a state folder."""
-    return int(state.name.removeprefix(STATE_PREFIX))
-
-
-def _states(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob(f"{STATE_PREFIX}*") if path.name.removeprefix(STATE_PREFIX).isdigit()]
-    return sorted(found, key=step_of)
-
-
-def _sizes(state: Path) -> dict[str, int]:
-    files = (path for path in sorted(state.rglob("*")) if path.is_file() and path.name != STATE_MARKER)
-    return {path.relative_to(state).as_posix(): path.stat().st_size for path in files}
+            for old in all_states(Path(args.output_dir))[: -self.keep]:
+                remove(old)
 
 
 def _state_bytes(model: torch.nn.Module) -> int:

@@ -36,7 +36,6 @@ from mentor_base.callbacks import (
     hide_bars,
     quieten,
     run_callbacks,
-    take_up,
 )
 from mentor_base.captioning import CaptionTokens, load_t5
 from mentor_base.checkpoint import load_policy, load_vq, save_policy
@@ -53,6 +52,7 @@ from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
 from mentor_base.stage_data import Collator, StageDataset
+from mentor_base.states import WholeStates, take_up
 from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_base.validation import StageValidation
 
@@ -175,7 +175,7 @@ def schedule(optimisation: AdamW, step: int) -> float:
     return optimisation.final_lr + (1.0 - optimisation.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class StageTrainer(Trainer):
+class StageTrainer(WholeStates, Trainer):
     """transformers.Trainer at the seams where a stage differs from its defaults."""
 
     def __init__(

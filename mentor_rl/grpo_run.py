@@ -16,11 +16,12 @@ from mentor_rewards.contract import RewardError, RewardFailure
 
 from mentor_base.callbacks import (
     CheckpointCallback,
+    Diverged,
+    FiniteGradients,
     InterruptCallback,
     ProgressCallback,
     RunLogCallback,
     quieten,
-    take_up,
 )
 from mentor_base.checkpoint import load_policy
 from mentor_base.data.mixture import PromptList, world_of
@@ -31,6 +32,7 @@ from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.sft import schedule, set_trained_parts, write_policy
+from mentor_base.states import take_up
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
 from mentor_rl.grpo_setup import (
     MONITOR_SEED,
@@ -57,6 +59,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     Raises:
         Interrupted: after Ctrl-C or SIGTERM, with a state saved.
         RewardFailure: a reward could not score too many pictures; a state is saved.
+        Diverged: no finite gradients any more; a state is saved.
         UserError, RewardError: a recipe that does not add up, a checkpoint or reward that cannot be used.
     """
     if run.finished:
@@ -111,6 +114,7 @@ def build_trainer(
     )
     fixed = [unseen[i] for i in range(monitoring.prompts)]
     answers = true_answers(recipe, world)
+    gradients = FiniteGradients()
     check_rewards(composite, some_prompts(recipe, world))
     trainer = MentorGRPOTrainer(
         policy=policy,
@@ -127,9 +131,10 @@ def build_trainer(
         lr_schedule=partial(schedule, recipe.optimisation),
         callbacks=[
             MonitorCallback(monitoring.every),
+            gradients,
             BetweenRollouts(guard, algorithm.inner_iterations),
             CheckpointCallback(run, recipe.checkpoints.keep),
-            RunLogCallback(run),
+            RunLogCallback(run, gradients),
             ProgressCallback("grpo"),
         ],
     )
@@ -155,8 +160,8 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
     except BaseException as error:
         progress.close(error)
         alone = trainer.accelerator.num_processes == 1
-        if isinstance(error, RewardFailure) or (isinstance(error, RewardError) and alone):
-            trainer.save_now()  # RewardFailure reaches all processes; what a reward raises by itself, only its own
+        if isinstance(error, RewardFailure | Diverged) or (isinstance(error, RewardError) and alone):
+            trainer.save_now()  # these two reach all processes; what a reward raises by itself, only its own
         raise
 
 

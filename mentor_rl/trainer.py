@@ -55,6 +55,7 @@ from mentor_base.guidance import EntropyMode
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import Sampling
+from mentor_base.states import PREFIX, WholeStates
 from mentor_rl.algorithm import GrpoAlgorithm, Importance
 from mentor_rl.grpo_callbacks import PhaseClock, ReferenceMover
 from mentor_rl.grpo_setup import MONITOR_SEED
@@ -99,7 +100,7 @@ class PictureTokens(PreTrainedTokenizerFast):
         return [""] * len(sequences)
 
 
-class MentorGRPOTrainer(GRPOTrainer):
+class MentorGRPOTrainer(WholeStates, GRPOTrainer):
     """GRPO of a MENTOR policy.
 
     Args:
@@ -420,10 +421,9 @@ class MentorGRPOTrainer(GRPOTrainer):
         logs |= self.watched.take()
         super().log(logs, start_time)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+    def write_state_parts(self, folder: Path) -> None:
         if self.mover is not None and self.is_world_process_zero():
-            self.mover.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            self.mover.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -431,9 +431,10 @@ class MentorGRPOTrainer(GRPOTrainer):
             self.mover.load(Path(resume_from_checkpoint))
 
     def save_now(self) -> None:
-        """Save a state between two rollouts, outside of the usual rhythm, unless it is there already."""
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step > 0 and not folder.exists():
+        """Save a state outside of the usual rhythm, unless it is there already or a rollout is half used up."""
+        step = self.state.global_step
+        saved = (Path(self.args.output_dir) / f"{PREFIX}{step}").exists()
+        if step > 0 and step % self.num_iterations == 0 and not saved:
             self._save_checkpoint(self.model, trial=None)
             self.callback_handler.on_save(self.args, self.state, self.control)
 

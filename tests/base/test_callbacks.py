@@ -1,8 +1,10 @@
-"""States of a run: only whole ones count, and the old one goes after the new one is whole."""
+"""Callbacks of a run: which states are kept, interruption, log lines, gradients that are no numbers."""
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 import signal
 from collections import namedtuple
@@ -13,26 +15,17 @@ import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from mentor_base.callbacks import (
+    PATIENCE,
     CheckpointCallback,
+    Diverged,
+    FiniteGradients,
     InterruptCallback,
     RunLogCallback,
-    find_resumable,
-    mark_complete,
-    take_up,
 )
 from mentor_base.errors import UserError
 from mentor_base.interrupt import InterruptGuard
 from mentor_base.runlog import RunFolder
-
-
-def state_at(states: Path, step: int, complete: bool = True) -> Path:
-    folder = states / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"x" * 100)
-    (folder / "optimizer.pt").write_bytes(b"y" * 50)
-    if complete:
-        mark_complete(folder)
-    return folder
+from mentor_base.states import all_states, publish
 
 
 @pytest.fixture
@@ -45,43 +38,13 @@ def args(run: RunFolder) -> TrainingArguments:
     return TrainingArguments(output_dir=str(run.state), report_to="none")
 
 
-def test_newest_whole_state_is_found_and_broken_ones_go(tmp_path: Path) -> None:
-    state_at(tmp_path, 90)
-    whole = state_at(tmp_path, 200)  # 200 > 90 as numbers, not as text
-    unmarked = state_at(tmp_path, 300, complete=False)
-    cut = state_at(tmp_path, 400)
-    (cut / "optimizer.pt").write_bytes(b"y" * 49)
-    lost = state_at(tmp_path, 500)
-    (lost / "model.safetensors").unlink()
-    assert find_resumable(tmp_path, prune=False) == whole
-    assert unmarked.exists()
-    assert find_resumable(tmp_path) == whole
-    assert not unmarked.exists()
-    assert not cut.exists()
-    assert not lost.exists()
-
-
-def test_no_state_is_none(tmp_path: Path) -> None:
-    assert find_resumable(tmp_path / "absent") is None
-
-
-def test_take_up_forgets_later_metrics(run: RunFolder) -> None:
-    for step in (0, 10, 20, 25):
-        run.log(step, loss=1.0)
-    state_at(run.state, 20)
-    assert take_up(run) == run.state / "checkpoint-20"
-    assert [line["step"] for line in run.metrics()] == [0, 10, 20]
-    shutil.rmtree(run.state)
-    assert take_up(run) is None
-    assert list(run.metrics()) == []
-
-
-def test_old_states_go_only_after_the_new_one_is_whole(run: RunFolder, args: TrainingArguments) -> None:
-    states = [state_at(run.state, step, complete=step < 30) for step in (10, 20, 30)]
-    callback = CheckpointCallback(run, keep=1)
-    callback.on_save(args, TrainerState(global_step=30), TrainerControl())
-    assert [state.exists() for state in states] == [False, False, True]
-    assert find_resumable(run.state) == states[2]
+def test_old_states_go_once_a_new_one_is_whole(run: RunFolder, args: TrainingArguments) -> None:
+    for step in (8, 9, 10):
+        written = run.state / ".partial" / f"checkpoint-{step}"
+        written.mkdir(parents=True)
+        publish(written, run.state)
+    CheckpointCallback(run, keep=2).on_save(args, TrainerState(global_step=10), TrainerControl())
+    assert [state.name for state in all_states(run.state)] == ["checkpoint-9", "checkpoint-10"]
 
 
 def test_full_disk_is_named_before_the_state_is_written(
@@ -110,8 +73,8 @@ def test_signal_saves_and_stops_but_not_after_the_last_step(args: TrainingArgume
         assert callback.stopped
 
 
-def test_log_lines_and_a_loss_that_is_no_number(run: RunFolder, args: TrainingArguments) -> None:
-    callback = RunLogCallback(run)
+def test_log_lines_and_a_loss_or_gradient_that_is_no_number(run: RunFolder, args: TrainingArguments) -> None:
+    callback = RunLogCallback(run, FiniteGradients())
     main, other = TrainerState(global_step=5, is_world_process_zero=True), TrainerState(is_world_process_zero=False)
     callback.on_log(args, main, TrainerControl(), logs={"loss": 2.0, "learning_rate": 0.1, "epoch": 0.3})
     callback.on_log(args, other, TrainerControl(), logs={"loss": 2.0})
@@ -119,5 +82,33 @@ def test_log_lines_and_a_loss_that_is_no_number(run: RunFolder, args: TrainingAr
     (line,) = [json.loads(text) for text in run.metrics_file.read_text().splitlines()]
     assert {"step": 5, "loss": 2.0, "lr": 0.1}.items() <= line.items()
     assert "epoch" not in line
-    with pytest.raises(UserError, match=r"step 5: expected a finite loss, found nan"):
-        callback.on_log(args, main, TrainerControl(), logs={"loss": float("nan")})
+    for name, said in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        with pytest.raises(UserError, match=f"step 5: expected a finite {said}, found nan"):
+            callback.on_log(args, main, TrainerControl(), logs={"loss": 1.0, name: float("nan")})
+
+
+def test_an_update_without_a_finite_gradient_is_skipped_and_counted(run: RunFolder, args: TrainingArguments) -> None:
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(layer.parameters(), weight_decay=0.5)
+    gradients, state = FiniteGradients(), TrainerState(global_step=4, is_world_process_zero=True)
+    log = RunLogCallback(run, gradients)
+
+    def update(factor: float) -> None:
+        (layer(torch.ones(1, 3)).sum() * factor).backward()
+        gradients.on_pre_optimizer_step(args, state, TrainerControl(), model=layer)
+        optimizer.step()
+        optimizer.zero_grad()
+        log.on_log(args, state, TrainerControl(), logs={"loss": factor, "grad_norm": factor})
+
+    update(1.0)
+    held = copy.deepcopy((layer.state_dict(), optimizer.state_dict()))
+    for factor in (math.nan, math.inf):
+        update(factor)
+    assert str((layer.state_dict(), optimizer.state_dict())) == str(held)
+    update(1.0)
+    assert [line.get("skipped_updates", 0) for line in run.metrics()] == [0, 1, 1, 0]
+    for _ in range(PATIENCE - 1):
+        update(math.nan)
+    with pytest.raises(Diverged, match="step 5: the gradients of 3 updates in a row were no finite numbers"):
+        update(math.nan)
+    assert all(parameter.isfinite().all() for parameter in layer.parameters())

@@ -14,7 +14,6 @@ from tiny_stage import also, open_run, save_tiny_policy, train_tiny, without_dro
 from transformers import TrainerCallback
 
 import mentor_base.sft
-from mentor_base.callbacks import find_resumable
 from mentor_base.checkpoint import load_policy
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example
@@ -23,6 +22,7 @@ from mentor_base.interrupt import Interrupted
 from mentor_base.settings import Mixture, Optimisation, TrainedParts, Validation
 from mentor_base.sft import schedule
 from mentor_base.stage_data import Row, StageDataset
+from mentor_base.states import newest_sound
 from mentor_base.validation import StageValidation
 
 
@@ -183,7 +183,7 @@ def test_interruption_saves_and_the_same_command_goes_on(
         watched(patch, signal_at=3)
         with pytest.raises(Interrupted, match="stopped at step 4 of 9"):
             train_tiny(policy, tmp_path / "run")
-    state = find_resumable(tmp_path / "run" / "state")
+    state = newest_sound(tmp_path / "run" / "state")
     assert state is not None
     assert state.name == "checkpoint-4"
     run = train_tiny(policy, tmp_path / "run")

@@ -1,11 +1,15 @@
-"""A run that is killed, interrupted or stopped goes on bit for bit as if nothing had happened (float32, 1 process)."""
+"""A run that is killed, interrupted, stopped or damaged goes on bit for bit as if nothing had happened (float32, 1
+process).
+"""
 
 import json
+import multiprocessing
 import os
+import random
 import shutil
 import signal
-import subprocess
-import sys
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,12 @@ import torch
 from grpo_toys import HERE, Brightness, comparable, run_recipe, toy_policy, toy_recipe
 from mentor_rewards.contract import RewardBatch, RewardOutput, RewardSpec
 from safetensors.torch import load_file
+from transformers import Trainer
 
+from mentor_base.callbacks import Diverged
 from mentor_base.interrupt import Interrupted
+from mentor_rl.failures import failure_line
+from mentor_rl.trainer import MentorGRPOTrainer
 
 STEPS = 6
 
@@ -72,19 +80,129 @@ def assert_same(run: Path, whole: Path) -> None:
     assert all(torch.equal(ours[key], value) for key, value in theirs.items())
 
 
+def started(recipe: dict[str, Any], trap: str = ":-1") -> BaseProcess:
+    """A recipe in a process of its own; ``trap``: a signal that it gets in the midst of a step."""
+
+    def run() -> None:
+        os.environ["TOY_SIGNAL"] = trap
+        run_recipe(recipe)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def killed(recipe: dict[str, Any], trap: str) -> None:
+    process = started(recipe, trap)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 def test_resume_after_kill_9_in_mid_step(policy, whole, tmp_path) -> None:
     """Killed in the fourth step, with a state of step 2 and one of step 4 that the kill cut short."""
-    run, script = tmp_path / "run", tmp_path / "recipe.json"
-    script.write_text(json.dumps(recipe(policy, run)))
-    environment = {**os.environ, "TOY_SIGNAL": "SIGKILL:3", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, HERE, script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run = tmp_path / "run"
+    killed(recipe(policy, run), "SIGKILL:3")
     assert [line["step"] for line in trace(run)] == ["0", "1", "2", "3"]
     assert not (run / "final").exists()
-    half = run / "state/checkpoint-4"
-    shutil.copytree(run / "state/checkpoint-2", half, ignore=shutil.ignore_patterns("complete.json", "optimizer.pt"))
+    shutil.copytree(run / "state/checkpoint-2", run / "state/.partial/checkpoint-4")
     run_recipe(recipe(policy, run))
     assert_same(run, whole)
+
+
+def test_kill_9_at_random_moments(policy, whole, tmp_path) -> None:
+    """Kills from outside, a random while after a session's first line: in a step, between two, in a state."""
+    run, rng = tmp_path / "run", random.Random(5)
+    for _ in range(4):
+        process, seen = started(recipe(policy, run)), run_lines(run)
+        while run_lines(run) == seen and process.is_alive():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.4))
+        process.kill()
+        process.join()
+    run_recipe(recipe(policy, run))
+    assert_same(run, whole)
+
+
+def run_lines(run: Path) -> bytes:
+    """All that a run has logged."""
+    file = run / "metrics.jsonl"
+    return file.read_bytes() if file.exists() else b""
+
+
+def test_a_bit_flip_in_the_newest_state_costs_the_steps_since_the_one_before(policy, whole, tmp_path, caplog) -> None:
+    run = tmp_path / "run"
+    killed(recipe(policy, run), "SIGKILL:5")
+    weights = run / "state/checkpoint-4/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 4
+    weights.write_bytes(bytes(data))
+    run_recipe(recipe(policy, run))
+    assert "checkpoint-4: a damaged state (model.safetensors: expected SHA-256" in caplog.text
+    assert "goes on from step 2" in caplog.text
+    assert_same(run, whole)
+    assert (run / "state/checkpoint-4.damaged/optimizer.pt").exists()
+
+
+def test_a_disk_that_fills_while_a_state_is_written_costs_that_state_only(policy, whole, tmp_path, monkeypatch) -> None:
+    """The optimizer's file of step 4 goes to /dev/full, whose every write fails as on a full disk."""
+    run = tmp_path / "run"
+    save = Trainer._save_optimizer_and_scheduler
+
+    def fills(self, output_dir: str) -> None:
+        if self.state.global_step == 4:
+            (Path(output_dir) / "optimizer.pt").symlink_to("/dev/full")
+        save(self, output_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_optimizer_and_scheduler", fills)
+        with pytest.raises((OSError, RuntimeError)) as full:
+            run_recipe(recipe(policy, run))
+    assert "no space left on the disk; free some, then run the same command to go on" in str(failure_line(full.value))
+    assert [path.name for path in (run / "state").iterdir()] == ["checkpoint-2"]
+    run_recipe(recipe(policy, run))
+    assert_same(run, whole)
+
+
+def test_a_gradient_that_is_no_number_costs_its_update_only(policy, tmp_path, monkeypatch) -> None:
+    """A NaN in the gradient of the third update: that one is skipped, also in the run that is resumed after it."""
+    step_of = MentorGRPOTrainer.training_step
+    calls: list[int] = []
+
+    def spoilt(self, model, *args):
+        loss = step_of(self, model, *args)
+        calls.append(self.state.global_step)
+        if self.state.global_step == 2:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(MentorGRPOTrainer, "training_step", spoilt)
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    lines = run_recipe(recipe(policy, undisturbed))
+    assert [line.get("skipped_updates", 0) for line in lines if "loss" in line] == [0, 0, 1, 0, 0, 0]
+    assert calls == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    monkeypatch.setenv("TOY_SIGNAL", "SIGTERM:3")
+    with pytest.raises(Interrupted):
+        run_recipe(recipe(policy, run))
+    run_recipe(recipe(policy, run))
+    assert_same(run, undisturbed)
+
+
+def test_gradients_that_stay_no_numbers_end_the_run_with_its_last_good_weights(policy, tmp_path, monkeypatch) -> None:
+    step_of = MentorGRPOTrainer.training_step
+
+    def spoilt(self, model, *args):
+        loss = step_of(self, model, *args)
+        if self.state.global_step >= 3:
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(MentorGRPOTrainer, "training_step", spoilt)
+    with pytest.raises(Diverged, match="step 6: the gradients of 3 updates in a row"):
+        run_recipe(recipe(policy, tmp_path / "run"))
+    state = load_file(tmp_path / "run/state/checkpoint-5/model.safetensors")
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
 def test_sigterm_saves_a_state_and_says_so(policy, whole, tmp_path, monkeypatch) -> None:
