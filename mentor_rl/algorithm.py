@@ -88,6 +88,20 @@ class Importance(Section):
     level: Level = "sequence"
 
 
+class Rollouts(Section):
+    """How a step's pictures are drawn. None of it changes what is drawn."""
+
+    engine: Literal["loop", "compile", "graph"] = Field(
+        "loop", description="plain loop, torch.compile (a C++ compiler on a CPU), or CUDA graphs (a GPU)"
+    )
+    chunk: int | None = Field(
+        None,
+        gt=0,
+        description="prompts drawn at a time, while the pictures of those before are scored: pays where rewards run on "
+        "another device or a server; default: all of a step",
+    )
+
+
 class GrpoAlgorithm(Section):
     """The objective; names as in trl's GRPOConfig where it has one."""
 
@@ -119,3 +133,4 @@ class GrpoAlgorithm(Section):
     )
     importance: Importance | None = Field(None, description="default: the sampler's log-probs count as the trainer's")
     micro_batch: int | None = Field(None, gt=0, description="pictures per update pass and process")
+    rollout: Rollouts = Rollouts()

@@ -25,6 +25,7 @@ from mentor_base.callbacks import (
 )
 from mentor_base.checkpoint import load_policy
 from mentor_base.data.mixture import PromptList, world_of
+from mentor_base.decode_graph import DecodeEngine
 from mentor_base.engines import whole_state
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.lora import WithoutAdapters
@@ -37,6 +38,7 @@ from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
 from mentor_rl.grpo_setup import (
     MONITOR_SEED,
     check_rewards,
+    check_rollout,
     hacking_alarm,
     pictures_per_process,
     silence_dropout,
@@ -47,6 +49,7 @@ from mentor_rl.monitors.copying import copy_thresholds
 from mentor_rl.monitors.fixed_prompts import FixedPrompts
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import PromptStore
+from mentor_rl.scoring import check_parts
 from mentor_rl.trainer import MentorGRPOTrainer
 from mentor_rl.trl_arguments import GRPOConfig, grpo_arguments
 
@@ -69,6 +72,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
     local = pictures_per_process(recipe, _processes())  # before anything is loaded
+    check_rollout(recipe, local)
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next
@@ -116,6 +120,8 @@ def build_trainer(
     answers = true_answers(recipe, world)
     gradients = FiniteGradients()
     check_rewards(composite, some_prompts(recipe, world))
+    if algorithm.rollout.chunk is not None:
+        check_parts(composite)
     trainer = MentorGRPOTrainer(
         policy=policy,
         reference=reference,
@@ -137,9 +143,16 @@ def build_trainer(
             RunLogCallback(run, gradients),
             ProgressCallback("grpo"),
         ],
+        engine=decode_engine(recipe, policy),
     )
     quieten(trainer)
     return trainer
+
+
+def decode_engine(recipe: GrpoRecipe, policy: MentorForConditionalGeneration) -> DecodeEngine | None:
+    """What runs the sampler's loop. Prefixes of all lengths are given one shape, which is compiled or captured once."""
+    way = recipe.algorithm.rollout.engine
+    return None if way == "loop" else DecodeEngine(way, slots=policy.config.context_length)
 
 
 def reference_of(

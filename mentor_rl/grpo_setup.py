@@ -43,6 +43,29 @@ def pictures_per_process(recipe: GrpoRecipe, processes: int) -> int:
     return pictures // processes
 
 
+def check_rollout(recipe: GrpoRecipe, pictures: int) -> None:
+    """Whether the ``pictures`` per process and step can be drawn as ``algorithm.rollout`` says.
+
+    Raises:
+        UserError: CUDA graphs without a GPU, or an engine that would have to start anew for parts of several sizes.
+    """
+    rollout, group = recipe.algorithm.rollout, recipe.algorithm.group_size
+    if rollout.engine == "graph" and not torch.cuda.is_available():
+        raise UserError("algorithm.rollout.engine: 'graph' expected a GPU, found none; 'compile' runs on CPUs too")
+    if rollout.engine == "loop":
+        return
+    if pictures % group:
+        raise UserError(
+            f"algorithm.rollout.engine: '{rollout.engine}' expected whole groups of {group} on each process, found "
+            f"{pictures} pictures"
+        )
+    if rollout.chunk is not None and pictures // group % rollout.chunk:
+        raise UserError(
+            f"algorithm.rollout.chunk: expected a divisor of the {pictures // group} prompts per process with engine "
+            f"'{rollout.engine}', which has one shape, found {rollout.chunk}"
+        )
+
+
 def silence_dropout(policy: MentorForConditionalGeneration) -> None:
     """No dropout anywhere: the policy that is optimised has to be the one that was sampled.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from mentor_rewards.contract import RewardBatch
 from PIL import Image
 
 from mentor_base.data.schema import Prompt
+from mentor_base.decode_graph import DecodeEngine
 from mentor_base.decoder import Prefix
 from mentor_base.generate import generate
 from mentor_base.model import MentorForConditionalGeneration
@@ -57,6 +59,17 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.group_ids)
 
+    @classmethod
+    def join(cls, parts: Sequence[Rollout]) -> Rollout:
+        """Neighbouring parts as one."""
+        return cls(
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            group_ids=tuple(uid for part in parts for uid in part.group_ids),
+            tokens_NL=torch.cat([part.tokens_NL for part in parts]),
+            sampler_logp_NL=torch.cat([part.sampler_logp_NL for part in parts]),
+            images=[image for part in parts for image in part.images],
+        )
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -83,6 +96,15 @@ class Groups:
         whole = bool((counts == counts[0]).all())
         uids = unique if whole else np.sort(given_N)
         return cls(tuple(uids.tolist()), int(counts[0]) if whole else 1, order_N, order_N.argsort())
+
+
+def chunks_of(uids_N: Sequence[int], prompts: int | None) -> list[slice]:
+    """Rows of so many neighbouring prompts at a time, none of them divided; None: all rows."""
+    if prompts is None:
+        return [slice(0, len(uids_N))]
+    counts = [len(list(rows)) for _, rows in groupby(uids_N)]
+    bounds = [sum(counts[:place]) for place in range(0, len(counts), prompts)]
+    return [slice(start, end) for start, end in zip(bounds, [*bounds[1:], len(uids_N)], strict=True)]
 
 
 class PromptStore:
@@ -138,6 +160,11 @@ class PromptStore:
             held.update(zip(fresh, _unpadded(encoded), strict=True))
         return Prefix.join([held[uid] for uid in uids])
 
+    def read(self, model: torch.nn.Module, uids: Sequence[int], device: torch.device, owner: str) -> None:
+        """Encode prompts whose prefixes can be kept, in one batch: parts of them then have the numbers of the whole."""
+        if self._is_frozen(owner):
+            self.prefix(model, uids, device, owner)
+
     def condition(
         self, model: torch.nn.Module, uids: Sequence[int], device: torch.device, owner: str
     ) -> dict[str, Any]:
@@ -170,11 +197,12 @@ def roll_out(
     stream: int = TRAINING_STREAM,
     owner: str = POLICY,
     scales_N: torch.Tensor | None = None,
+    engine: DecodeEngine | None = None,
 ) -> Rollout:
     """Draw one picture per row; row i is member ``members_N[i]`` of the group of prompt ``uids_N[i]``.
 
-    ``scales_N``: the rows' own guidance scales, in place of ``sampling.guidance_scale``. The model is put into eval
-    mode for the time being.
+    ``scales_N``: the rows' own guidance scales, in place of ``sampling.guidance_scale``. ``engine``: see
+    mentor_base/decode_graph.py. The model is put into eval mode for the time being.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -183,7 +211,8 @@ def roll_out(
     noise_NL = uniforms(uids_N, members_N, model.config.image_tokens, seed, stream).to(device)
     prefix = store.prefix(model, groups.uids, device, owner)
     laid_out = None if scales_N is None else scales_N[groups.order_N].to(device)
-    drawn = generate(model, prefix, groups.size, sampling, uniforms_NL=noise_NL[groups.order_N], scales_N=laid_out)
+    noise_NL = noise_NL[groups.order_N]
+    drawn = generate(model, prefix, groups.size, sampling, uniforms_NL=noise_NL, scales_N=laid_out, engine=engine)
     tokens_NL = drawn.tokens_NL[groups.inverse_N]
     with torch.autocast(device.type, enabled=False):
         images = model.decode_images(tokens_NL)

@@ -46,9 +46,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     TrainerCallback,
 )
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from mentor_base.decode_graph import DecodeEngine
 from mentor_base.engines import tokenizer_state, whole
 from mentor_base.errors import UserError
 from mentor_base.guidance import EntropyMode
@@ -71,10 +73,11 @@ from mentor_rl.rollout import (
     Groups,
     PromptStore,
     Rollout,
+    chunks_of,
     guidance_scales,
-    reward_batch,
     roll_out,
 )
+from mentor_rl.scoring import Scoring
 from mentor_rl.trl_arguments import check_arguments
 
 logger = logging.getLogger(__name__)
@@ -112,6 +115,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         alarm, copy_thresholds: what is watched of each rollout; see monitors/.
         algorithm: how pictures are drawn, and what is optimised; ``args`` says the latter in trl's words.
         lr_schedule: optimizer step -> share of the learning rate.
+        engine: runs the sampler's loop; None: as plain Python.
     """
 
     def __init__(
@@ -130,6 +134,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         rows: int,
         lr_schedule: Callable[[int], float],
         callbacks: Sequence[TrainerCallback],
+        engine: DecodeEngine | None = None,
     ) -> None:
         check_arguments(args, policy.config.image_tokens)
         if (reference is None) != (args.beta == 0.0):
@@ -142,6 +147,8 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         guidance = algorithm.guidance
         self.sampling = Sampling(temperature=algorithm.temperature, guidance_scale=guidance.constant or 1.0)
         self.same_distribution = guidance.logprob == "guided" or not guidance.guided
+        self.engine = engine
+        self.scoring = Scoring(composite, ahead=algorithm.rollout.chunk is not None)
         if not self.same_distribution:
             warnings.warn(
                 f"guidance.logprob 'conditional' at scale {guidance.scale}: the log-probs that are optimised "
@@ -167,6 +174,11 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
             callbacks=[self.clock, *callbacks],
             rollout_func=self._draw,  # SEAM 1
         )
+        if engine is not None and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise UserError(
+                f"algorithm.rollout.engine: expected 'loop' where weights are dealt out over processes (ZeRO-3, FSDP) "
+                f"and gathered anew for each rollout, found '{engine.way}'"
+            )
         args.beta = self.beta = beta
         self.ref_model = None if reference is None else self._frozen(reference, policy)
         self.mover: ReferenceMover | None = None
@@ -210,12 +222,16 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         scales_N = self._scales(uids, self.args.seed)
         if scales_N is not None:
             self.watched.add({"guidance/mean": self._gathered(scales_N).mean().item()})
+        parts = []
         with self.clock.phase("rollout"), self._policy() as policy, self._sampler_autocast(policy, uids):
-            self._rollout = roll_out(
-                policy, self.store, uids, members, self.sampling, self.args.seed, scales_N=scales_N
-            )
+            for rows in chunks_of(uids, self.algorithm.rollout.chunk):
+                given = (uids[rows], members[rows], self.sampling, self.args.seed)
+                scales = None if scales_N is None else scales_N[rows]
+                parts.append(roll_out(policy, self.store, *given, scales_N=scales, engine=self.engine))
+                self.scoring.add(parts[-1], self.state.global_step)
+        self._rollout = Rollout.join(parts)
         with self.clock.phase("reward"):
-            self._score(self._rollout, first)
+            self._score(self._rollout, self.scoring.scores(), first)
         return {
             "prompt_ids": [[uid, row] for row, uid in enumerate(uids)],
             "completion_ids": self._rollout.tokens_NL.tolist(),
@@ -229,9 +245,8 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         with whole(policy):
             yield policy
 
-    def _score(self, rollout: Rollout, first: int) -> None:
-        """Score the rollout, once for all rewards; statistics are over all processes."""
-        scores = self.composite.score(reward_batch(rollout, self.state.global_step), tolerate=True)
+    def _score(self, rollout: Rollout, scores: CompositeScores, first: int) -> None:
+        """What rewards say of the rollout; statistics are over all processes."""
         self._stop_together(scores.failure)
         scores = self._of_all_processes(scores)
         uids = self._gathered(torch.tensor(rollout.group_ids)).tolist()
@@ -285,16 +300,13 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
 
     @contextmanager
     def _sampler_autocast(self, policy: MentorForConditionalGeneration, uids: Sequence[int]) -> Iterator[None]:
-        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before."""
-        if self.algorithm.sampler_dtype is None:
-            with self.accelerator.autocast():
-                yield
-            return
-        device = next(policy.parameters()).device
-        if self.store.frozen_encoder:
-            with self.accelerator.autocast():
-                self.store.prefix(policy, sorted(set(uids)), device, POLICY)
-        with torch.autocast(device.type, getattr(torch, self.algorithm.sampler_dtype)):
+        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before, in one
+        batch, so that they are the same for rollouts in parts.
+        """
+        device, dtype = next(policy.parameters()).device, self.algorithm.sampler_dtype
+        with self.accelerator.autocast():
+            self.store.read(policy, sorted(set(uids)), device, POLICY)
+        with self.accelerator.autocast() if dtype is None else torch.autocast(device.type, getattr(torch, dtype)):
             yield
 
     def _get_per_token_logps_and_entropies(

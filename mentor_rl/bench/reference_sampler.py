@@ -11,7 +11,9 @@ them unchanged), not from their text. It draws what our sampler draws. What make
 - logits at all prefix slots in the prefill, though only the last is used;
 - logits of both halves, mixed after the head; all probabilities [N, V] of all steps kept, and unused.
 
-What it shares with ours: both halves of guidance in one batch, greedy choice, no synchronisation per token.
+What it shares with ours: both halves of guidance in one batch, no synchronisation per token, and the choice of a token:
+greedy, or by the same uniform numbers (theirs is ``torch.multinomial``, which draws a number per code and is slower).
+Products are torch's own in every dtype, as theirs are: products.py stands in for them in our code alone.
 
 Shapes: N pictures, T prefix slots, S = T + L slots in all, I inputs of a pass, R = 2N rows (guided) or N, D width,
 H heads, d head width, V codes.
@@ -19,29 +21,34 @@ H heads, d head width, V codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mentor_base.decoder import Block, Decoder, Prefix, RMSNorm
+from mentor_base.generate import draw_tokens
 from mentor_base.rope import cells, rotation
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q, k, v [R, H, I, d] -> the same
 
 
 class ReferenceSampler:
-    """Greedy decoding of N pictures in the reference's way, one ``prefill`` and L - 1 ``step`` calls.
+    """Decoding of N pictures in the reference's way, one ``prefill`` and L - 1 ``step`` calls.
 
     Args:
         decoder: whose weights are used; a plain codebook, prefix slots without rotation, image inputs at their own
             cells, as in the reference.
         guidance_scale: 1 leaves the unconditional half out.
+        uniforms_NL: decide the draws, as in ``generate``; None: greedy.
     """
 
-    def __init__(self, decoder: Decoder, guidance_scale: float) -> None:
-        config = decoder.config
-        if config.factorised_codebook or config.image_positions != "input" or config.prefix_rotation != "identity":
-            raise ValueError("the reference sampler knows plain token tables and its own positions only")
-        self.decoder, self.scale = decoder, guidance_scale
+    def __init__(self, decoder: Decoder, guidance_scale: float, uniforms_NL: torch.Tensor | None = None) -> None:
+        check_plain(decoder)
+        self.decoder, self.scale, self.uniforms_NL = decoder, guidance_scale, uniforms_NL
         self.caches: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.probabilities: list[torch.Tensor] = []
 
@@ -49,7 +56,7 @@ class ReferenceSampler:
         """Prefixes of all N pictures, each for itself -> token 0 [N, 1]. Allocates caches, mask and rotations."""
         rows, (_, slots) = self._with_unconditional(prefix), prefix.mask_KT.shape
         self._set_up(rows.mask_KT, slots + self.decoder.config.image_tokens)
-        captions = self.decoder.cap_proj(rows.features_KTC.to(self.decoder.embedding.weight.dtype))
+        captions = captions_of(self.decoder, rows.features_KTC)
         return self._choose(self._forward(captions, torch.arange(slots, device=captions.device)))
 
     def step(self, tokens_N1: torch.Tensor, position: int) -> torch.Tensor:
@@ -70,19 +77,15 @@ class ReferenceSampler:
         shape = (rows, config.num_attention_heads, total, config.head_dim)
         self.caches = [(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in self.decoder.blocks]
         self.probabilities = []
-        causal = torch.ones(total, total, dtype=torch.bool, device=weight.device).tril().repeat(rows, 1, 1)
-        causal[:, :, : self.slots] &= mask_RT[:, None, :]
-        self.mask_RSS = causal | torch.eye(total, dtype=torch.bool, device=weight.device)
-        turns = rotation(cells(config.grid, weight.device), config.head_dim, config.rope_theta)
-        still = torch.ones(self.slots, config.head_dim // 2, dtype=turns.dtype, device=weight.device)
-        self.turns_S2 = torch.view_as_real(torch.cat([still, turns]))  # (cos, sin)
+        self.mask_RSS = materialised_mask(mask_RT, total)
+        self.turns_S2 = rotations(self.decoder, self.slots)
 
     def _forward(self, x_RID: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         """Inputs at ``places`` of the S slots -> logits_RIV in float32."""
         turns_I, mask = self.turns_S2[places], self.mask_RSS[:, None, places]
         for block, cache in zip(self.decoder.blocks, self.caches, strict=True):
-            x_RID = _block(block, x_RID, turns_I, mask, places, cache)
-        return self.decoder.head(_norm(self.decoder.norm, x_RID)).float()
+            x_RID = block_output(block, x_RID, turns_I, partial(_over_cache, cache, places, mask))
+        return logits_of(self.decoder, x_RID)
 
     def _choose(self, logits_RIV: torch.Tensor) -> torch.Tensor:
         logits = logits_RIV[:, -1]
@@ -90,11 +93,14 @@ class ReferenceSampler:
             cond, uncond = logits.chunk(2)
             logits = uncond + (cond - uncond) * self.scale
         probabilities_NV = logits.softmax(-1)
+        place = len(self.probabilities)
         self.probabilities.append(probabilities_NV.clone())
+        if self.uniforms_NL is not None:
+            return draw_tokens(probabilities_NV, self.uniforms_NL[:, place, None])
         return probabilities_NV.topk(1, dim=-1).indices
 
 
-def reference_greedy(sampler: ReferenceSampler, prefix: Prefix, count: int) -> torch.Tensor:
+def reference_draw(sampler: ReferenceSampler, prefix: Prefix, count: int) -> torch.Tensor:
     """The first ``count`` tokens of each picture [N, count]."""
     tokens = [sampler.prefill(prefix)]
     for position in range(count - 1):
@@ -102,27 +108,65 @@ def reference_greedy(sampler: ReferenceSampler, prefix: Prefix, count: int) -> t
     return torch.cat(tokens, dim=1)
 
 
-def _block(
-    block: nn.Module,
-    x_RID: torch.Tensor,
-    turns_I: torch.Tensor,
-    mask: torch.Tensor,
-    places: torch.Tensor,
-    cache: tuple[torch.Tensor, torch.Tensor],
-) -> torch.Tensor:
+def check_plain(decoder: Decoder) -> None:
+    """Refuse what the reference's decoder does not know."""
+    config = decoder.config
+    if config.factorised_codebook or config.image_positions != "input" or config.prefix_rotation != "identity":
+        raise ValueError("the reference's way knows plain token tables and its own positions only")
+
+
+def captions_of(decoder: Decoder, features_RTC: torch.Tensor) -> torch.Tensor:
+    """Prefix features as decoder inputs [R, T, D]."""
+    projection = decoder.cap_proj
+    first = F.linear(features_RTC.to(projection.fc1.weight.dtype), projection.fc1.weight)
+    return F.linear(F.gelu(first, approximate="tanh"), projection.fc2.weight)
+
+
+def materialised_mask(mask_RT: torch.Tensor, total: int) -> torch.Tensor:
+    """[R, S, S] bool: causal and not padding, or oneself."""
+    causal = torch.ones(total, total, dtype=torch.bool, device=mask_RT.device).tril().repeat(len(mask_RT), 1, 1)
+    causal[:, :, : mask_RT.shape[1]] &= mask_RT[:, None, :]
+    return causal | torch.eye(total, dtype=torch.bool, device=mask_RT.device)
+
+
+def rotations(decoder: Decoder, slots: int) -> torch.Tensor:
+    """(cos, sin) of all places, prefix first: [S, h/2, 2]."""
+    config = decoder.config
+    turns = rotation(cells(config.grid, decoder.embedding.weight.device), config.head_dim, config.rope_theta)
+    return torch.view_as_real(torch.cat([turns.new_ones(slots, config.head_dim // 2), turns]))
+
+
+def block_output(block: nn.Module, x_RID: torch.Tensor, turns_I: torch.Tensor, attend: Attend) -> torch.Tensor:
+    """A block as the reference writes it, over our weights."""
     assert isinstance(block, Block)
     rows, inputs, width = x_RID.shape
-    q, k, v = block.qkv(_norm(block.attention_norm, x_RID)).split(width, dim=-1)
+    q, k, v = F.linear(_norm(block.attention_norm, x_RID), block.qkv.weight).split(width, dim=-1)
     q, k, v = (x.view(rows, inputs, block.heads, -1) for x in (q, k, v))
-    q, k, v = (x.transpose(1, 2) for x in (_turn(q, turns_I), _turn(k, turns_I), v))
+    mixed = attend(*(x.transpose(1, 2) for x in (_turn(q, turns_I), _turn(k, turns_I), v)))
+    x_RID = x_RID + F.linear(mixed.transpose(1, 2).reshape(rows, inputs, width), block.out.weight)
+    normed, (w1, w3) = _norm(block.ffn_norm, x_RID), block.gate_up.weight.chunk(2)
+    return x_RID + F.linear(F.silu(F.linear(normed, w1)) * F.linear(normed, w3), block.down.weight)
+
+
+def logits_of(decoder: Decoder, x_RID: torch.Tensor) -> torch.Tensor:
+    """Logits at all inputs [R, I, V], float32."""
+    return F.linear(_norm(decoder.norm, x_RID), decoder.head.weight).float()
+
+
+def _over_cache(
+    cache: tuple[torch.Tensor, torch.Tensor],
+    places: torch.Tensor,
+    mask: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+) -> torch.Tensor:
+    """Attention of new inputs over the whole cache, filled or not."""
     for kept, new in zip(cache, (k, v), strict=True):
         kept[:, :, places] = new
     keys, values = (kept.repeat_interleave(1, dim=1) for kept in cache)  # heads per key: 1, and still a copy
     with sdpa_kernel(SDPBackend.MATH):
-        mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-    x_RID = x_RID + block.out(mixed.transpose(1, 2).reshape(rows, inputs, width))
-    normed, (w1, w3) = _norm(block.ffn_norm, x_RID), block.gate_up.weight.chunk(2)
-    return x_RID + block.down(F.silu(F.linear(normed, w1)) * F.linear(normed, w3))
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
 
 
 def _norm(norm: RMSNorm, x: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ from mentor_base.settings import Sampling
 from mentor_rl.bench.bandwidth import RolloutShape, rollout_bytes
 from mentor_rl.bench.decoder_policy import DecoderPolicy, plain_config, random_policy, random_prefix
 from mentor_rl.bench.machine import PeakMemory, Spread, copy_bandwidth, now
-from mentor_rl.bench.reference_sampler import ReferenceSampler, reference_greedy
+from mentor_rl.bench.reference_sampler import ReferenceSampler, reference_draw
 
 PARTS = 4  # of a picture, each timed in its middle
 
@@ -176,7 +176,7 @@ def bench_rollout(settings: RolloutSettings) -> dict[str, Any]:
         _free(ours)
         reference, peak = Reference(policy, prefix, settings), PeakMemory(device)
         sampler = ReferenceSampler(policy.decoder, settings.guidance)
-        expected_NC = reference_greedy(sampler, reference.prefix_N, compared)
+        expected_NC = reference_draw(sampler, reference.prefix_N, compared)
         numbers["greedy"] = compare_greedy(tokens_NC, expected_NC, sampler.probabilities)
         numbers["reference"] = {"peak_bytes": peak.grown()}
         del sampler

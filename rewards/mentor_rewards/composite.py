@@ -18,7 +18,8 @@ Shapes: N samples, R trained rewards.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -166,10 +167,7 @@ class Composite:
         """
         columns = {name: self._applicable(name, batch) for name in self.entries}
         self._schedule.score(batch, columns)
-        failure = self._failure(columns)
-        if failure is not None and not tolerate:
-            raise failure
-        return CompositeScores(
+        scores = CompositeScores(
             raw={name: column.scores for name, column in columns.items()},
             reasons={name: column.reasons for name, column in columns.items()},
             applies={name: column.applies for name, column in columns.items()},
@@ -177,8 +175,19 @@ class Composite:
             seconds={name: column.seconds for name, column in columns.items()},
             entries=self.entries,
             specs=self.specs,
-            failure=failure,
         )
+        failure = self._failure(scores)
+        if failure is not None and not tolerate:
+            raise failure
+        return replace(scores, failure=failure)
+
+    def join(self, parts: Sequence[CompositeScores]) -> CompositeScores:
+        """What ``score(tolerate=True)`` found in neighbouring parts of a batch, as what it finds in the whole.
+
+        The failure rate is of the whole; a part alone may be above it.
+        """
+        scores = CompositeScores.join(parts)
+        return replace(scores, failure=self._failure(scores))
 
     def _applicable(self, name: str, batch: RewardBatch) -> Column:
         """An empty column, with the samples marked to which the reward does not apply."""
@@ -192,16 +201,17 @@ class Composite:
                 reasons.append(f"does not apply: no {' and no '.join(lacking)}" if lacking else None)
         return Column([None] * len(batch), reasons, [reason is None for reason in reasons])
 
-    def _failure(self, columns: Mapping[str, Column]) -> RewardFailure | None:
-        for name, column in columns.items():
-            applicable = sum(column.applies)
-            failed = [row for row, value in enumerate(column.scores) if value is None and column.applies[row]]
+    def _failure(self, scores: CompositeScores) -> RewardFailure | None:
+        for name, values in scores.raw.items():
+            applies = scores.applies[name]
+            applicable = sum(applies)
+            failed = [row for row, value in enumerate(values) if value is None and applies[row]]
             stop = self.entries[name].on_missing == "stop"
             if failed and (stop or len(failed) > self.failure_rate * applicable):
                 limit = "on_missing: stop" if stop else f"failure_rate: {self.failure_rate:g}"
                 return RewardFailure(
                     f"reward '{name}': {len(failed)} of {applicable} pictures could not be scored ({limit}); "
-                    f"first reason: {column.reasons[failed[0]]}"
+                    f"first reason: {scores.reasons[name][failed[0]]}"
                 )
         return None
 

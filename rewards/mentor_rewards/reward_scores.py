@@ -41,6 +41,30 @@ class CompositeScores:
     def __len__(self) -> int:
         return len(next(iter(self.raw.values())))
 
+    @classmethod
+    def join(cls, parts: Sequence[CompositeScores]) -> CompositeScores:
+        """Scores of neighbouring parts of a batch as those of the whole, but for ``failure``: a share of all of it."""
+        first = parts[0]
+
+        def joined(columns: Sequence[Mapping[str, list[Any]]]) -> dict[str, list[Any]]:
+            """Lists by name, end to end; one that a part lacks is None there."""
+            names = dict.fromkeys(name for column in columns for name in column)
+            blanks = [[None] * len(part) for part in parts]
+            return {
+                name: [x for column, blank in zip(columns, blanks, strict=True) for x in column.get(name, blank)]
+                for name in names
+            }
+
+        return cls(
+            raw=joined([part.raw for part in parts]),
+            reasons=joined([part.reasons for part in parts]),
+            applies=joined([part.applies for part in parts]),
+            details={name: joined([part.details[name] for part in parts]) for name in first.details},
+            seconds={name: sum(part.seconds[name] for part in parts) for name in first.seconds},
+            entries=first.entries,
+            specs=first.specs,
+        )
+
     def scaled(self, name: str) -> np.ndarray:
         """The numbers [N] that enter aggregation: clip(scale * raw), float64, NaN where missing."""
         entry = self.entries[name]

@@ -169,6 +169,28 @@ def test_failure_rate_and_stop() -> None:
     assert isinstance(score([None], failure_rate=0.25, tolerate=True).failure, RewardFailure)
 
 
+def test_parts_of_a_batch_are_the_batch() -> None:
+    """The failure rate too: of the whole, though one part alone is above it."""
+    values = [1.0, None, 3.0, 4.0, None, 6.0]
+    batch = batch_of(values)
+    with Composite({"mine": entry(Scripted)}, failure_rate=0.4) as composite:
+        whole = composite.score(batch, tolerate=True)
+        parts = [composite.score(batch.select(rows), tolerate=True) for rows in ([0, 1], [2, 3], [4, 5])]
+        found = composite.join(parts)
+    assert [part.failure is not None for part in parts] == [True, False, True]
+    assert found.failure is whole.failure is None
+    assert (found.raw, found.reasons, found.applies, found.details) == (
+        whole.raw,
+        whole.reasons,
+        whole.applies,
+        whole.details,
+    )
+    assert found.seconds["mine"] == sum(part.seconds["mine"] for part in parts)
+    with Composite({"mine": entry(Scripted)}, failure_rate=0.3) as strict:
+        assert str(strict.join(parts).failure) == str(strict.score(batch, tolerate=True).failure)
+        assert "2 of 6 pictures could not be scored" in str(strict.join(parts).failure)
+
+
 def test_a_sample_without_the_needed_columns_is_masked_not_failed() -> None:
     picture = Image.new("RGB", (8, 8))
     batch = batch_of(

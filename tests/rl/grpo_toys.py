@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ class Silent(Brightness):
         if batch.step >= self.from_step:
             return RewardOutput([None] * len(batch), ["toy"] * len(batch))
         return super().score(batch)
+
+
+class Slow(Brightness):
+    """Waits before it answers, as a server does."""
+
+    spec = RewardSpec("slow", "1")
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        time.sleep(self.seconds)
+        return super().score(batch)
+
+
+class Ranked(Brightness):
+    """The place of a picture among those of the call."""
+
+    spec = RewardSpec("ranked", "1", batch_invariant=False)
 
 
 def toy_policy(folder: Path, **options: Any) -> Path:

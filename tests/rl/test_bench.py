@@ -19,7 +19,7 @@ from mentor_rl.bench.decoder_policy import DecoderPolicy, plain_config, random_p
 from mentor_rl.bench.grpo import cost_split
 from mentor_rl.bench.machine import PeakMemory, Spread, copy_bandwidth, product_rate
 from mentor_rl.bench.record import FIELDS, Record, page, table
-from mentor_rl.bench.reference_sampler import ReferenceSampler, reference_greedy
+from mentor_rl.bench.reference_sampler import ReferenceSampler, reference_draw
 from mentor_rl.cli import app
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def test_both_ways_choose_the_same_tokens(padded: bool, guidance: float) -> None
     ours, reference = rollout.Ours(policy, prefix, settings), rollout.Reference(policy, prefix, settings)
     found = rollout._first_tokens(ours, 16, engine=None)
     sampler = ReferenceSampler(policy.decoder, guidance)
-    expected = reference_greedy(sampler, reference.prefix_N, 16)
+    expected = reference_draw(sampler, reference.prefix_N, 16)
     assert torch.equal(found, expected)
     assert len(found.unique()) > 8  # the choice is not one token for ever
     assert torch.equal(expected[0], expected[1])  # greedy members of a group agree,
