@@ -30,6 +30,7 @@ from mentor_rl.evaluate.score_store import ScoreStore, picture_fingerprint
 
 BUILDERS = {
     "dreambench_plus": "mentor_rl.evaluate.dreambench_plus:DreamBenchPlus",
+    "dreambench": "mentor_rl.evaluate.dreambench:DreamBench",
     "t2i_rewards": "mentor_rl.evaluate.t2i_rewards:T2IRewards",
 }
 LOWER_BOUND = "missing counted as 0"

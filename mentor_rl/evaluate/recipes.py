@@ -125,13 +125,24 @@ class DreamBenchPlusRecipe(PictureRecipe):
     template: SubjectTemplate = Field("<image> {prompt}", description="how a policy is asked; may also name {subject}")
 
 
+class Towers(Section):
+    """Weights of DreamBench's towers: a local folder or file, or a hub id; null leaves a metric out."""
+
+    clip: str = "openai/clip-vit-base-patch32"
+    dino: str = "facebook/dino-vits8"
+    dino_s16: str | None = "facebook/dino-vits16"
+    dinov2: str | None = "facebook/dinov2-small"
+
+
 class DreamBenchRecipe(PictureRecipe):
     """DreamBench: CLIP-I, CLIP-T and DINO on thirty subjects; dreambench.py."""
 
     benchmark: Literal["dreambench"]
     data: InputPath = Field(description="the dataset/ folder of google/dreambooth")
     seeds: PictureSeeds = Field((0, 1, 2), min_length=1)
-    rewards: dict[str, RewardEntry] | None = Field(None, description="instead of the published towers")
+    towers: Towers = Towers()
+    template: SubjectTemplate = Field("<image> {prompt}", description="how a policy is asked; {subject} is the class")
+    all_references: bool = Field(False, description="also the mean over all pictures of a subject")
 
 
 class T2IRewardsRecipe(PictureRecipe):
@@ -147,5 +158,6 @@ class T2IRewardsRecipe(PictureRecipe):
 BENCHMARKS: dict[str, type[EvaluateRecipe]] = {
     "emojibench": EmojiBenchRecipe,
     "dreambench_plus": DreamBenchPlusRecipe,
+    "dreambench": DreamBenchRecipe,
     "t2i_rewards": T2IRewardsRecipe,
 }

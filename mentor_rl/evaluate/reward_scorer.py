@@ -53,14 +53,14 @@ class RewardScorer:
         return all((entry.use or name) in BUILT_IN for name, entry in self.entries.items())
 
     def score(self, samples: Sequence[Sample]) -> list[Facts | Unscored]:
-        """One call of all rewards."""
+        """One call of all rewards, against the fact ``prompt`` of an item where it has one, else against its text."""
         assert self._composite is not None
         prompts = [sample.item.prompt() for sample in samples]
         groups: dict[str, int] = {}
         scores = self._composite.score(
             RewardBatch(
                 images=[sample.image for sample in samples],
-                prompts=[prompt.plain_text for prompt in prompts],
+                prompts=[s.item.facts.get("prompt", p.plain_text) for p, s in zip(prompts, samples, strict=True)],
                 references=[prompt.images for prompt in prompts],
                 subjects=[prompt.subject for prompt in prompts],
                 group_ids=[groups.setdefault(sample.item.id, len(groups)) for sample in samples],
