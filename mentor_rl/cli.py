@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from mentor_rl.commands.ablate import ablate
 from mentor_rl.commands.bench import bench_app
 from mentor_rl.commands.checkpoints import import_checkpoint
 from mentor_rl.commands.data import data_app
@@ -37,6 +38,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(judge_app, name="judge")
 app.command("import")(import_checkpoint)
 app.command("plan")(plan_recipe)
+app.command("ablate")(ablate)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
 Overrides = Annotated[

@@ -1,6 +1,6 @@
 """Recipes: one YAML file per run, strict, with ``key=value`` overrides.
 
-    kind: tokenizer | sft | scorer | grpo | evaluate (evaluate/recipes.py)
+    kind: tokenizer | sft | scorer | grpo | evaluate (evaluate/recipes.py) | ablate (ablation/recipe.py)
 
 Paths: ``run`` is relative to the current folder. A relative *input* path is looked up beside the recipe first, then in
 the current folder; the error names both when it is in neither. Given as an override it is looked up in the current
@@ -37,6 +37,7 @@ from mentor_base.settings import (
     TrainedParts,
     Validation,
 )
+from mentor_rl.ablation.recipe import AblateRecipe
 from mentor_rl.algorithm import GrpoAlgorithm
 from mentor_rl.evaluate.recipes import EvaluateRecipe
 from mentor_rl.recipe_common import Common
@@ -158,4 +159,4 @@ class GrpoRecipe(Common):
         return self
 
 
-Recipe = TokenizerRecipe | SftRecipe | ScorerRecipe | GrpoRecipe | EvaluateRecipe
+Recipe = TokenizerRecipe | SftRecipe | ScorerRecipe | GrpoRecipe | EvaluateRecipe | AblateRecipe

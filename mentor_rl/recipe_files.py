@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from mentor_base.errors import UserError, nearest
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_base.settings import InputMark
+from mentor_rl.ablation.recipe import AblateRecipe
 from mentor_rl.evaluate.recipes import BENCHMARKS
 from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
 from mentor_rl.recipe_common import Common
@@ -28,6 +29,7 @@ KINDS: dict[str, type[Common] | Mapping[str, type[Common]]] = {
     "scorer": ScorerRecipe,
     "grpo": GrpoRecipe,
     "evaluate": BENCHMARKS,
+    "ablate": AblateRecipe,
 }
 PLUGIN_FILE = re.compile(r"^(?P<file>.+\.py):(?P<name>\w+)$")
 

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
+from mentor_rl.ablation.recipe import AblateRecipe
 from mentor_rl.evaluate.recipes import EvaluateRecipe
 from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
 from mentor_rl.recipe_files import load_recipe, resolved
@@ -25,8 +26,10 @@ WAIT_SECONDS = 120.0
 def train_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
     """Run the recipe, go on with it, or say that it is done."""
     recipe = load_recipe(path, overrides, need_inputs=not dry_run)
-    if isinstance(recipe, EvaluateRecipe):
-        raise UserError(f"{path}: kind: expected a kind that trains, found 'evaluate'; use `mentor evaluate {path}`")
+    if isinstance(recipe, (EvaluateRecipe, AblateRecipe)):
+        raise UserError(
+            f"{path}: kind: expected a kind that trains, found '{recipe.kind}'; use `mentor {recipe.kind} {path}`"
+        )
     check_names(recipe, str(path))
     if dry_run:
         print(recipe_text(recipe), end="")
