@@ -24,6 +24,7 @@ from mentor_rl.evaluate.fingerprint import fingerprint
 from mentor_rl.evaluate.gallery import picture_gallery
 from mentor_rl.evaluate.picture_folder import PictureFolder, listed
 from mentor_rl.evaluate.processes import Processes
+from mentor_rl.evaluate.published import published_markdown
 from mentor_rl.evaluate.recipes import PictureRecipe
 from mentor_rl.evaluate.result import Result, Value
 from mentor_rl.evaluate.score_store import ScoreStore, picture_fingerprint
@@ -221,6 +222,8 @@ class _Run:
                 "sampling": self.recipe.sampling.model_dump(exclude={"seed"}),
                 "dtype": self.recipe.dtype,
                 "device": self.device,
+                "items": len(self.items),
+                "all items": len(self.all_items),
             },
             checkpoints={row.name: row.source for row in rows},
             prompts=self.benchmark.prompts,
@@ -270,9 +273,22 @@ class _Run:
         picture_gallery(self.items, {row.name: row.folder for row in rows}, self.recipe.seeds[0]).save(
             file.with_suffix(".png")
         )
-        write_atomically(file.with_suffix(".md"), result.markdown())
+        write_atomically(
+            file.with_suffix(".md"), result.markdown() + protocol_markdown(result) + published_markdown(result)
+        )
         result.write(file)  # last: a run with its JSON is finished
         return result
+
+
+def protocol_markdown(result: Result) -> str:
+    """What was measured, with what, on what: the lines below a table."""
+    marks = "a stand-in" if result.stand_in else "as published"
+    lines = [f"- judge ({marks}): {result.judge}", f"- prompts: {result.prompts}"]
+    lines += [f"- {row}: {source}" for row, source in result.checkpoints.items()]
+    lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {result.details['sampling']}"]
+    lines += [f"- scored: {result.coverage['scored']:g} of {result.coverage['items']:g} pictures"]
+    lines += [f"- {note}" for note in result.notes]
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _joined(row: str, part: str) -> str:

@@ -1,0 +1,80 @@
+"""Published numbers: complete rows that agree with each other, and when a result may stand beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mentor_base.errors import UserError
+from mentor_rl.evaluate.dreambench_plus import balance
+from mentor_rl.evaluate.dreambench_plus_data import REFERENCES
+from mentor_rl.evaluate.published import published_markdown, published_tables, table_beside
+from mentor_rl.evaluate.result import Result
+
+
+def test_every_row_has_a_value_per_column_and_a_source() -> None:
+    tables = published_tables()
+    assert {table.number for table in tables.values()} >= {1, 2, 4, 6, 7, 8, 9, 10}
+    for table in tables.values():
+        assert table.source
+        assert table.footnote
+        for name, values in table.rows.items():
+            assert len(values) == len(table.columns), f"{table.name}: {name}"
+
+
+def test_overall_concept_is_the_mean_over_references() -> None:
+    """45 animals, 20 humans, 65 objects, 20 styles: the weights that table 1 was made with, to its two digits."""
+    table = published_tables()["dreambench_plus"]
+    for row in table.rows:
+        parts = [table.value(row, f"CP {category}") for category in REFERENCES]
+        mean = sum(float(p) * n for p, n in zip(parts, REFERENCES.values(), strict=True)) / 150  # type: ignore[arg-type]
+        assert mean == pytest.approx(table.value(row, "CP"), abs=0.011), row
+
+
+@pytest.mark.parametrize("name", ["dreambench_plus", "removals", "kosmos_g", "task_weights", "guidance"])
+def test_products_of_published_means(name: str) -> None:
+    """CP·PF and CP/PF are made from the overall means, here as there. Two digits of CP and PF leave .01 of room."""
+    table = published_tables()[name]
+    for row in table.rows:
+        cp, pf = (value[0] if isinstance(value, tuple) else value
+                  for value in (table.value(row, "CP"), table.value(row, "PF")))  # fmt: skip
+        assert cp is not None
+        assert pf is not None
+        ours = balance(cp, pf)
+        assert ours["CP·PF"] == pytest.approx(table.value(row, "CP·PF"), abs=0.0085), row
+        if "CP/PF" in table.columns:
+            assert ours["CP/PF"] == pytest.approx(table.value(row, "CP/PF"), rel=0.03), row
+
+
+def test_overall_of_geneval_is_the_mean_of_six() -> None:
+    table = published_tables()["geneval"]
+    for row, values in table.rows.items():
+        if None not in values:
+            assert sum(values[:6]) / 6 == pytest.approx(values[6], abs=0.011), row  # type: ignore[arg-type]
+
+
+def result(**changes: object) -> Result:
+    metrics = {"fox": {"CP": 0.5, "PF": 0.25, "CP·PF": 0.125, "CP/PF": 2.0}, "fox · animal": {"CP": 0.75}}
+    facts = {"metrics": metrics, "judge": "gpt-4o-2024-05-13", "checkpoints": {"fox": "runs/fox 12ab"}}
+    facts |= {"details": {"items": 1350, "all items": 1350}, "notes": ("rubric text is ours",)}
+    return Result("dreambench_plus", **{**facts, **changes})  # type: ignore[arg-type]
+
+
+def test_ours_stand_beneath_theirs_with_a_footnote() -> None:
+    text = published_markdown(result())
+    assert "| MENTOR | 0.65 | 0.36 | 0.57 | 0.47 | 0.55 |" in text
+    assert "| **fox** (ours)[^protocol] | 0.750 |  |  |  | 0.500 |" in text
+    assert "[^protocol]: The paper's judge is gpt-4o-2024-05-13" in text
+    assert "rubric text is ours" in text
+
+
+def test_a_stand_in_never_stands_beside_published_numbers() -> None:
+    with pytest.raises(UserError, match="judged by a stand-in"):
+        table_beside(result(stand_in=True))
+    text = published_markdown(result(stand_in=True))
+    assert "left out" in text
+    assert "0.65" not in text
+    with pytest.raises(UserError, match="only some of the items"):
+        table_beside(result(details={"items": 8, "all items": 1350}))
+    assert table_beside(Result("t2i_rewards", {})) is None
+    with pytest.raises(UserError, match="did you mean 'MENTOR'"):
+        published_tables()["fid"].value("MENTO", "FID")
