@@ -138,8 +138,13 @@ class _Reader:
                 return _from_here(candidate)
         tried = " nor ".join(dict.fromkeys(_from_here(candidate) for candidate in candidates))
         neither = "neither " if " nor " in tried else ""
-        hint = _recipe_that_makes(file, self.path.parent)
+        hint = _recipe_that_makes(file, self.path.parent) or self._meaning(keys)
         raise UserError(f"{place}: {'.'.join(map(str, keys))}: expected an existing path, found {neither}{tried}{hint}")
+
+    def _meaning(self, keys: Keys) -> str:
+        """What a field that names a path stands for, where its description says so."""
+        field = self.model.model_fields.get(str(keys[0]))
+        return f"; {keys[0]} is {field.description}" if len(keys) == 1 and field and field.description else ""
 
     def _kind(self) -> type[Common]:
         kind = KINDS[self._name("kind", KINDS)]

@@ -185,31 +185,34 @@ def confusion(truth_HW: np.ndarray, map_HW: np.ndarray, classes: int = CLASSES) 
     return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def class_ious(confusion_KK1: np.ndarray) -> np.ndarray:
-    """Intersection over union per class -> [K], NaN for classes that the truth never shows."""
-    right = np.diagonal(confusion_KK1[:, 1:]).astype(np.float64)
+def tally(confusion_KK1: np.ndarray) -> np.ndarray:
+    """Pixels of intersection, of union and of the truth, per class -> [K, 3]."""
+    right = np.diagonal(confusion_KK1[:, 1:])
     true, claimed = confusion_KK1.sum(1), confusion_KK1[:, 1:].sum(0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(true > 0, right / (true + claimed - right), np.nan)
+    return np.stack([right, true + claimed - right, true], axis=1)
 
 
-def overlap(truth_HW: np.ndarray, mask_HW: np.ndarray, label: int) -> tuple[int, int]:
-    """Protocol A: pixels of intersection and of union of one label's mask; "other" pixels are left out."""
+def overlap(truth_HW: np.ndarray, mask_HW: np.ndarray, label: int) -> tuple[int, int, int]:
+    """Protocol A: the same three numbers of one label's mask; "other" pixels are left out."""
     known, true = truth_HW > 0, truth_HW == label
     claimed = mask_HW & known
-    return int((true & claimed).sum()), int((true | claimed).sum())
+    return int((true & claimed).sum()), int((true | claimed).sum()), int(true.sum())
 
 
-def overlap_ious(overlaps_KX2: np.ndarray) -> np.ndarray:
-    """Sums of intersections and unions [K, 2] -> IoU [K], NaN where a class was never asked for."""
+def class_ious(tally_K3: np.ndarray) -> np.ndarray:
+    """Intersection over union per class, from sums (or means) over pictures [..., K, 3] -> [..., K]; NaN for classes
+    that the truth never shows."""
+    shared, union, true = np.moveaxis(tally_K3.astype(np.float64), -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(overlaps_KX2[:, 1] > 0, overlaps_KX2[:, 0] / overlaps_KX2[:, 1], np.nan)
+        return np.where(true > 0, shared / union, np.nan)
 
 
-def mean_iou(ious_K: np.ndarray) -> float:
-    """Mean over the classes that exist; NaN where none does."""
-    shown = ious_K[~np.isnan(ious_K)]
-    return float(shown.mean()) if len(shown) else float("nan")
+def mean_iou(tally_K3: np.ndarray) -> np.ndarray:
+    """Mean over the classes that the truth shows -> [...]; NaN where it shows none."""
+    ious_K = class_ious(tally_K3)
+    shown_K = ~np.isnan(ious_K)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(shown_K, ious_K, 0.0).sum(-1) / shown_K.sum(-1))
 
 
 def best_tau(

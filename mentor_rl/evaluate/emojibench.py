@@ -34,13 +34,13 @@ from PIL import Image
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.errors import UserError, nearest
-from mentor_base.images import to_images, to_pixels
 from mentor_base.progress import ProgressBar
 from mentor_base.settings import EmojiData, Sampling, Split
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.result import Result, Value
+from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 
 if TYPE_CHECKING:
     from mentor_base.model import MentorForConditionalGeneration
@@ -184,17 +184,8 @@ def baseline_rows(
         "target": [example.target for example in examples],
     }
     if model is not None:
-        pictures["target, tokenizer"] = through_tokenizer(model, pictures["target"])
+        pictures["target, tokenizer"] = through_tokenizer(model.vq, pictures["target"])
     return {name: Measured.of([_scored(evaluator, images, prompts)]) for name, images in pictures.items()}
-
-
-def through_tokenizer(model: MentorForConditionalGeneration, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """Encode and decode with the policy's VQ tokenizer."""
-    import torch
-
-    with torch.no_grad():
-        pixels = to_pixels(images, size=model.vq.config.image_size).to(model.device)
-        return [image for part in pixels.split(64) for image in to_images(model.vq.decode(model.vq.encode(part)))]
 
 
 def metrics_of(table_I5: np.ndarray) -> dict[str, Value]:

@@ -196,7 +196,8 @@ def load_inception(path: str | Path) -> Inception:
             f"{file}: no such file; expected {WEIGHTS} (release v0.2.0 of github.com/toshas/torch-fidelity, or "
             "pt_inception-2015-12-05-6726825d.pth of pytorch-fid)"
         )
-    network = Inception()
+    with torch.device("meta"):  # without weights of its own
+        network = Inception()
     expected = network.state_dict()
     counters = {name for name in expected if name.endswith("num_batches_tracked")}  # not in every copy of the file
     try:
@@ -209,5 +210,6 @@ def load_inception(path: str | Path) -> Inception:
             raise UserError(
                 f"{file}: tensor '{name}': expected shape {tuple(expected[name].shape)}, found {tuple(tensor.shape)}"
             )
-    network.load_state_dict({**{name: expected[name] for name in counters}, **found})
+    zero = torch.zeros((), dtype=torch.long)
+    network.load_state_dict({**dict.fromkeys(counters, zero), **found}, assign=True)
     return network.eval().requires_grad_(False)

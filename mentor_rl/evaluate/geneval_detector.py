@@ -35,8 +35,8 @@ from transformers import Mask2FormerModel, Mask2FormerPreTrainedModel
 from mentor_base.errors import UserError
 from mentor_base.images import over_white
 from mentor_rl.evaluate.geneval import CLASSES, THRESHOLD, Detection
+from mentor_rl.evaluate.recipes import MASK2FORMER
 
-MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 SHORT, LONG, MULTIPLE = 800, 1333, 32
 PAIRS = 100
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -33,6 +33,10 @@ BUILDERS = {
     "dreambench_plus": "mentor_rl.evaluate.dreambench_plus:DreamBenchPlus",
     "dreambench": "mentor_rl.evaluate.dreambench:DreamBench",
     "t2i_rewards": "mentor_rl.evaluate.t2i_rewards:T2IRewards",
+    "geneval": "mentor_rl.evaluate.geneval_bench:GenEval",
+    "reconstruction": "mentor_rl.evaluate.reconstruction_bench:Reconstruction",
+    "ade20k": "mentor_rl.evaluate.ade20k_bench:Ade20k",
+    "fid": "mentor_rl.evaluate.fid_bench:Fid",
 }
 LOWER_BOUND = "missing counted as 0"
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from mentor_rewards.clip_reward import CLIP_L14
 from mentor_rewards.contract import RewardEntry
+from mentor_rewards.weights import WeightsSource
 from pydantic import AfterValidator, Field, model_validator
 
 from mentor_base.settings import InputPath, Positive, Sampling, Section, Split
@@ -29,6 +31,7 @@ def _is_template(text: str) -> str:
 
 SubjectTemplate = Annotated[str, AfterValidator(_is_template)]
 PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
+MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
 
 
@@ -155,9 +158,70 @@ class T2IRewardsRecipe(PictureRecipe):
     rewards: dict[str, RewardEntry] = Field(min_length=1)
 
 
+class GenEvalRecipe(PictureRecipe):
+    """GenEval: objects, counts, colours and places by a detector and CLIP; geneval.py."""
+
+    benchmark: Literal["geneval"]
+    data: InputPath = Field(description="evaluation_metadata.jsonl of djghosh13/geneval, or its folder")
+    seeds: PictureSeeds = Field((0, 1, 2, 3), min_length=1)
+    detector: WeightsSource = Field(MASK2FORMER, description="folder or hub id of a Mask2Former on COCO's classes")
+    colours: WeightsSource = Field(CLIP_L14, description="folder or hub id of a CLIP")
+
+
+class ReconstructionRecipe(PictureRecipe):
+    """Image reconstruction: L2 between pictures and the policy's copies; reconstruction.py."""
+
+    benchmark: Literal["reconstruction"]
+    data: InputPath = Field(description="a folder of pictures, e.g. COCO's val2017; subfolders count")
+    pictures: int = Field(1000, gt=0, description="chosen from the sorted names by seed")
+    side: int = Field(512, gt=0, description="pixels at which pictures are given and compared")
+    tokenizer: InputPath | None = Field(None, description="VQ tokenizer or policy: adds the ceiling of its codes")
+
+
+class Ade20kRecipe(PictureRecipe):
+    """ADE20K-150: mIoU of cut-outs, label by label; ade20k.py."""
+
+    benchmark: Literal["ade20k"]
+    data: InputPath = Field(description="the folder ADEChallengeData2016")
+    labels: Literal["present", "all"] = Field(
+        "present", description="present: those of the ground truth (protocols A, B); all: 150 a picture (C too)"
+    )
+    pictures: int | None = Field(
+        None, gt=0, description="chosen by seed; default: the whole validation split, with labels: all 100"
+    )
+    side: int = Field(512, gt=0, description="pixels of the squares that the policy is given")
+    tau: int = Field(24, ge=0, le=254, description="of 255: brighter pixels are the object")
+    tune_tau: int = Field(0, ge=0, description="choose tau on true cut-outs of so many training pictures instead")
+    tokenizer: InputPath | None = Field(None, description="VQ tokenizer or policy: adds the ceiling of its codes")
+
+    @model_validator(mode="after")
+    def _tunes_with_a_tokenizer(self) -> Ade20kRecipe:
+        if self.tune_tau and self.tokenizer is None:
+            raise ValueError("tune_tau needs tokenizer: tau is tuned on cut-outs that went through it")
+        return self
+
+
+class FidRecipe(PictureRecipe):
+    """FID and KID between pictures for prompts and real ones; fid.py."""
+
+    benchmark: Literal["fid"]
+    prompts: InputPath = Field(description="as in t2i_rewards: .txt, .csv, .jsonl or .json")
+    real: InputPath = Field(description="a folder of real pictures, or an .npz with mu and sigma")
+    features: Literal["inception", "dinov2", "clip"] = Field(
+        "inception", description="inception: the FID of publications; the others have other units"
+    )
+    weights: WeightsSource | None = Field(
+        None, description="inception: the file of its weights; dinov2, clip: folder or hub id, default a small one"
+    )
+
+
 BENCHMARKS: dict[str, type[EvaluateRecipe]] = {
     "emojibench": EmojiBenchRecipe,
     "dreambench_plus": DreamBenchPlusRecipe,
     "dreambench": DreamBenchRecipe,
     "t2i_rewards": T2IRewardsRecipe,
+    "geneval": GenEvalRecipe,
+    "reconstruction": ReconstructionRecipe,
+    "ade20k": Ade20kRecipe,
+    "fid": FidRecipe,
 }

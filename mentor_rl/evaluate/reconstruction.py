@@ -18,9 +18,9 @@ Shapes: N pictures, H rows, W columns.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,29 +35,21 @@ SEEN = 224  # the encoder's pixels
 PROMPT = "<image> reproduce this image"
 
 
-@dataclass(frozen=True)
-class Distance:
-    """How far one picture is from another.
-
-    Attributes:
-        l2: mean squared difference of pixels in [-1, 1].
-        rmse: root of the mean squared difference on [0, 1].
-        psnr: in dB, of [0, 1]; infinite for equal pictures.
-    """
-
-    l2: float
-    rmse: float
-    psnr: float
-
-
-def distance(one_HW3: np.ndarray, other_HW3: np.ndarray) -> Distance:
-    """Of two pictures of one size, float in [-1, 1]."""
+def squared_distance(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
+    """L2 of two pictures of one size in [-1, 1]: the mean over rows, columns and channels, in [0, 4]."""
     if one_HW3.shape != other_HW3.shape:
         raise ValueError(f"expected pictures of one size, found {one_HW3.shape} and {other_HW3.shape}")
-    l2 = float(np.mean((one_HW3.astype(np.float64) - other_HW3.astype(np.float64)) ** 2))
-    on_unit = l2 / 4  # half the range, a quarter of the square
-    psnr = -10 * float(np.log10(on_unit)) if on_unit else float("inf")
-    return Distance(l2, on_unit**0.5, psnr)
+    return float(np.mean((one_HW3.astype(np.float64) - other_HW3.astype(np.float64)) ** 2))
+
+
+def rmse(l2: float) -> float:
+    """Root of the mean squared difference on [0, 1], of an L2 on [-1, 1]."""
+    return (l2 / 4) ** 0.5
+
+
+def psnr(l2: float) -> float:
+    """In dB, of an L2 on [-1, 1]; infinite for equal pictures."""
+    return -10 * math.log10(l2 / 4) if l2 else math.inf
 
 
 def central_square(image: Image.Image, side: int = SIDE) -> Image.Image:
@@ -74,9 +66,9 @@ def signed(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def compare_pictures(made: Image.Image, original: Image.Image, side: int = SIDE) -> Distance:
-    """Both brought to the central square of ``side`` first."""
-    return distance(signed(central_square(made, side)), signed(central_square(original, side)))
+def compare_pictures(made: Image.Image, original: Image.Image, side: int = SIDE) -> float:
+    """L2 of both, brought to the central square of ``side`` first."""
+    return squared_distance(signed(central_square(made, side)), signed(central_square(original, side)))
 
 
 def as_the_encoder_sees(original: Image.Image, side: int = SIDE, seen: int = SEEN) -> Image.Image:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
+from mentor_base.checkpoint import load_tokenizer_of
 from mentor_base.errors import UserError
+from mentor_base.runlog import RunFolder
+from mentor_base.settings import Sampling
 from mentor_rl.evaluate.ade20k import (
     best_tau,
     box_sum,
@@ -20,12 +27,18 @@ from mentor_rl.evaluate.ade20k import (
     merged,
     nearest_resize,
     overlap,
-    overlap_ious,
     present,
     read_annotation,
     read_names,
     read_scenes,
+    square,
+    tally,
 )
+from mentor_rl.evaluate.ade20k_bench import Ade20k
+from mentor_rl.evaluate.picture_run import run_benchmark
+from mentor_rl.evaluate.recipes import Ade20kRecipe
+from mentor_rl.evaluate.result import Result
+from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 
 
 def test_two_pictures_of_three_classes_by_hand() -> None:
@@ -39,21 +52,21 @@ def test_two_pictures_of_three_classes_by_hand() -> None:
     maps = [np.array([[1, 1, 2], [2, 2, 1]]), np.array([[1, 0], [1, 3]])]
     counts = sum(confusion(t, m, classes=3) for t, m in zip(truth, maps, strict=True))
     assert counts.tolist() == [[1, 3, 1, 0], [0, 1, 2, 0], [0, 0, 0, 0]]
-    ious = class_ious(counts)
+    assert tally(counts).tolist() == [[3, 6, 5], [2, 4, 3], [0, 0, 0]]
+    ious = class_ious(tally(counts))
     assert ious[:2].tolist() == pytest.approx([3 / 6, 2 / 4])
     assert np.isnan(ious[2])
-    assert mean_iou(ious) == pytest.approx(0.5)
-    assert np.isnan(mean_iou(np.array([np.nan])))
+    assert mean_iou(tally(counts)) == pytest.approx(0.5)
+    assert np.isnan(mean_iou(np.zeros((3, 3))))
 
 
 def test_protocol_a_sums_over_pictures_and_leaves_other_out() -> None:
     truth = np.array([[1, 1, 2, 0]])
-    assert overlap(truth, np.array([[True, False, True, True]]), 1) == (1, 3)  # of "other" nothing counts
-    assert overlap(truth, np.array([[False, False, True, True]]), 2) == (1, 1)
-    sums = np.array([[1, 3], [1, 1], [0, 0]]) + np.array([[2, 3], [0, 0], [0, 0]])
-    ious = overlap_ious(sums)
-    assert ious[:2].tolist() == [0.5, 1.0]
-    assert np.isnan(ious[2])
+    assert overlap(truth, np.array([[True, False, True, True]]), 1) == (1, 3, 2)  # of "other" nothing counts
+    assert overlap(truth, np.array([[False, False, True, True]]), 2) == (1, 1, 1)
+    sums = np.array([[1, 3, 2], [1, 1, 1], [0, 0, 0]]) + np.array([[2, 3, 2], [0, 0, 0], [0, 0, 0]])
+    assert class_ious(sums)[:2].tolist() == [0.5, 1.0]
+    assert mean_iou(np.stack([sums, sums])).tolist() == [0.75, 0.75]
 
 
 def scene() -> tuple[Image.Image, np.ndarray]:
@@ -144,3 +157,68 @@ def test_the_layout_is_checked(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 151).save(colour)
     with pytest.raises(UserError, match="largest value 151"):
         read_annotation(colour)
+
+
+def recipe_of(root: Path, run: Path, **changes: Any) -> Ade20kRecipe:
+    return Ade20kRecipe(kind="evaluate", benchmark="ade20k", run=str(run), data=str(root), side=16, **changes)
+
+
+def run_of(recipe: Ade20kRecipe) -> Result:
+    result = run_benchmark(recipe, Ade20k(recipe), RunFolder.open(recipe.run, recipe.model_dump(mode="json")))
+    assert result is not None
+    return result
+
+
+def cut_outs(root: Path, folder: Path, labels: Sequence[int] = (1, 2)) -> Path:
+    """The true drawings; black ones for labels that no picture shows."""
+    folder.mkdir()
+    for each in read_scenes(root):
+        picture, truth = square(Image.open(each.image), 16), read_annotation(each.annotation)
+        for label in labels:
+            composite(picture, truth == label).save(folder / f"{each.name}_{label:03d}_0.png")
+    return folder
+
+
+def test_perfect_drawings_reach_one_in_every_protocol(tmp_path: Path) -> None:
+    root = ade_folder(tmp_path / "ade", scenes=1)
+    drawn = cut_outs(root, tmp_path / "drawn", range(1, 151))
+    both = run_of(recipe_of(root, tmp_path / "all", labels="all", images={"true": str(drawn)}))
+    assert both.metrics["true"] == {f"mIoU {protocol}": [1, 1, 1] for protocol in "ABC"}
+    # One more label that claims a part of the left half, as true as the right one: only C asks for it.
+    part = composite(square(Image.open(read_scenes(root)[0].image), 16), np.indices((16, 16)).sum(0) < 8)
+    part.save(drawn / "ADE_val_00000001_003_0.png")
+    spoilt = run_of(recipe_of(root, tmp_path / "spoilt", labels="all", images={"true": str(drawn)}))
+    assert spoilt.metrics["true"]["mIoU B"] == [1, 1, 1]
+    assert spoilt.metrics["true"]["mIoU C"][0] < 1
+
+
+def test_a_policy_stands_beside_the_ceiling(random_policy: Path, tmp_path: Path) -> None:
+    root = ade_folder(tmp_path / "ade")
+    given = {"policies": {"toy": str(random_policy)}, "tokenizer": str(random_policy)}
+    result = run_of(recipe_of(root, tmp_path / "run", **given, sampling=Sampling(guidance_scale=1.0)))
+    assert set(result.metrics) == {"toy", "toy · ceiling"}
+    assert result.per_item["toy"]["item"] == [f"ADE_val_{n:08d}_{k:03d}" for n in (1, 2) for k in (1, 2)]
+    # The ceiling again, by hand: the two pictures are equal, so one will do.
+    each = read_scenes(root)[0]
+    vq, truth = load_tokenizer_of(random_policy), read_annotation(each.annotation)
+    picture = square(Image.open(each.image), vq.config.image_size)
+    through = through_tokenizer(vq, [composite(picture, truth == k) for k in (1, 2)])
+    sums = np.zeros((2, 3))
+    for k in (1, 2):
+        sums[k - 1] = overlap(truth, nearest_resize(foreground(through[k - 1]), (16, 16)), k)
+    assert result.metrics["toy · ceiling"]["mIoU A"][0] == pytest.approx(float(mean_iou(sums)))
+    whole = tally(confusion(truth, nearest_resize(merged(picture, through, [1, 2]), (16, 16))))
+    assert result.metrics["toy · ceiling"]["mIoU B"][0] == pytest.approx(float(mean_iou(whole)))
+
+
+def test_tau_is_tuned_on_training_pictures(random_policy: Path, tmp_path: Path) -> None:
+    root = ade_folder(tmp_path / "ade")
+    for kind in ("images", "annotations"):
+        shutil.copytree(root / kind / "validation", root / kind / "training")
+    recipe = recipe_of(root, tmp_path, images={"x": "x"}, tokenizer=str(random_policy), tune_tau=1)
+    benchmark = Ade20k(recipe)
+    benchmark.load("cpu")
+    assert benchmark.tau in range(4, 68, 4)
+    assert f"> {benchmark.tau}/255" in benchmark.judge
+    with pytest.raises(ValidationError, match="tune_tau needs tokenizer"):
+        recipe_of(root, tmp_path, images={"x": "x"}, tune_tau=1)

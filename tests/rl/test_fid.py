@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mentor_base.errors import UserError
+from mentor_base.runlog import RunFolder
 from mentor_rl.evaluate.fid import (
     covariance,
     frechet_distance,
@@ -16,7 +20,11 @@ from mentor_rl.evaluate.fid import (
     kernel_distance,
     squared_mmd,
 )
+from mentor_rl.evaluate.fid_bench import Fid
+from mentor_rl.evaluate.fid_features import ClipFeatures, InceptionFeatures
 from mentor_rl.evaluate.fid_inception import Inception, load_inception, resized
+from mentor_rl.evaluate.picture_run import run_benchmark
+from mentor_rl.evaluate.recipes import FidRecipe
 
 GOLDEN_PLACES = [2, 4, 6, 7]
 GOLDEN = [1.4922982, 1.6895664, 5.7838416, 0.5411785]
@@ -73,7 +81,9 @@ def test_subsets_of_a_large_set() -> None:
 def random_weights(file: Path) -> Path:
     """Weights from numpy's generator, in the layout of the published file."""
     rng, state = np.random.default_rng(2015), {}
-    for name, tensor in sorted(Inception().state_dict().items()):
+    with torch.device("meta"):
+        shapes = Inception().state_dict()
+    for name, tensor in sorted(shapes.items()):
         shape = tuple(tensor.shape)
         if name.endswith("num_batches_tracked"):
             continue
@@ -99,6 +109,10 @@ def test_inception_is_that_of_torch_fidelity(tmp_path: Path) -> None:
     assert features.shape == (2, 2048)
     assert features[0, GOLDEN_PLACES].tolist() == pytest.approx(GOLDEN, rel=1e-4)
     assert float(features.double().mean()) == pytest.approx(GOLDEN_MEAN, rel=1e-5)
+    # The extractor resizes each picture on its own, so that a batch may hold several shapes.
+    images = [Image.fromarray(picture.transpose(1, 2, 0)) for picture in pictures]
+    extractor = InceptionFeatures(tmp_path / "inception.pth")
+    assert extractor([*images, Image.new("RGB", (20, 30))])[:2] == pytest.approx(features.numpy(), rel=1e-3, abs=1e-3)
     state = torch.load(tmp_path / "inception.pth", weights_only=True)
     torch.save({"fc.weight": state["fc.weight"]}, tmp_path / "part.pth")
     with pytest.raises(UserError, match="missing keys: Conv2d_1a_3x3"):
@@ -111,3 +125,71 @@ def test_resizing_as_tensorflow_1_did() -> None:
     """Output pixel i looks at i x old / new: the first pixel stays, the last output repeats the last input."""
     line = torch.tensor([[[[0.0, 10.0]]]])
     assert resized(line, 4)[0, 0, 0].tolist() == [0.0, 5.0, 10.0, 10.0]
+
+
+CLIP = Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "clip"
+
+
+def noise(folder: Path, names: Sequence[str], seed: int) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(seed)
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((64, 64)).save(folder / name)
+    return folder
+
+
+def test_a_set_is_near_itself_and_far_from_another(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(f"noise {i}" for i in range(6)), encoding="utf-8")
+    names = [f"prompt_{i:05d}_0.png" for i in range(6)]
+    same = noise(tmp_path / "same", names, seed=0)
+    black = tmp_path / "black"
+    black.mkdir()
+    for name in names:
+        Image.new("RGB", (64, 64)).save(black / name)
+    recipe = FidRecipe(
+        kind="evaluate",
+        benchmark="fid",
+        run=str(tmp_path / "run"),
+        prompts=str(tmp_path / "prompts.txt"),
+        real=str(noise(tmp_path / "real", [f"{i}.png" for i in range(6)], seed=0)),
+        images={"same": str(same), "black": str(black)},
+        features="clip",
+        weights=CLIP,
+        score_batch=4,
+    )
+    result = run_benchmark(recipe, Fid(recipe), RunFolder.open(recipe.run, recipe.model_dump(mode="json")))
+    assert result is not None
+    assert result.metrics["same"]["FD-CLIP"] == pytest.approx(0, abs=1e-6)
+    assert result.metrics["same"]["KD-CLIP x 1000"] < 0  # unbiased: below 0 for equal sets
+    assert result.metrics["black"]["FD-CLIP"] > 0.1
+    assert (result.stand_in, result.metrics["same"]["pictures"]) == (True, 6)
+    assert "not the standard FID" in result.judge
+    # The same from a file of statistics.
+    features = ClipFeatures(CLIP)([Image.open(tmp_path / "real" / f"{i}.png") for i in range(6)])
+    np.savez(tmp_path / "real.npz", mu=features.mean(0), sigma=covariance(features))
+    again = recipe.model_copy(update={"real": str(tmp_path / "real.npz"), "run": str(tmp_path / "again")})
+    by_file = run_benchmark(again, Fid(again), RunFolder.open(again.run, again.model_dump(mode="json")))
+    assert by_file is not None
+    assert by_file.metrics["black"]["FD-CLIP"] == pytest.approx(result.metrics["black"]["FD-CLIP"], rel=1e-4)
+    assert "KD-CLIP x 1000" not in by_file.metrics["black"]
+    np.savez(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(UserError, match="expected statistics of"):
+        run_benchmark(again, Fid(again), RunFolder.open(again.run, again.model_dump(mode="json")))
+
+
+def test_faults_show_before_anything_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("noise", encoding="utf-8")
+    real = noise(tmp_path / "real", ["0.png", "1.png"], seed=0)
+    given: dict[str, Any] = {
+        "kind": "evaluate", "benchmark": "fid", "run": "run", "prompts": str(tmp_path / "prompts.txt"),
+        "real": str(real), "images": {"x": "x"},
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"expected the file of Inception's weights, weights-inception.*found none"):
+        Fid(FidRecipe.model_validate(given))
+    clip = {**given, "features": "clip", "weights": str(CLIP)}
+    (real / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1 real pictures cannot be read: .*1.png"):
+        Fid(FidRecipe.model_validate(clip))
+    (real / "1.png").unlink()
+    with pytest.raises(UserError, match="at least two pictures"):
+        Fid(FidRecipe.model_validate(clip))

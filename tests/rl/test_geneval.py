@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from mentor_base.errors import UserError
+from mentor_base.runlog import RunFolder
 from mentor_rl.evaluate.geneval import (
     CLASSES,
     COLOURS,
+    TAGS,
     Clause,
     Detection,
     GenEvalPrompt,
@@ -23,6 +26,7 @@ from mentor_rl.evaluate.geneval import (
     read_prompts,
     relations,
 )
+from mentor_rl.evaluate.geneval_bench import GenEval, accuracies
 from mentor_rl.evaluate.geneval_colours import cut_out
 from mentor_rl.evaluate.geneval_detector import (
     InstanceNetwork,
@@ -32,6 +36,8 @@ from mentor_rl.evaluate.geneval_detector import (
     prepared,
     resized,
 )
+from mentor_rl.evaluate.picture_run import run_benchmark
+from mentor_rl.evaluate.recipes import GenEvalRecipe
 
 GROUND = (128, 128, 128)
 RGB = {
@@ -300,3 +306,58 @@ def test_an_object_is_cut_out_on_grey() -> None:
     assert cut.shape == (20, 20, 3)
     assert (cut[:, :10] == RGB["red"]).all()
     assert (cut[:, 10:] == 0x99).all()
+
+
+def test_pictures_of_another_model_are_judged(tmp_path: Path) -> None:
+    """Two tags, two pictures a prompt: half of the single objects right, all of the colours."""
+    wanted = {
+        "00000": [PICTURES["single_object"][True][0], PICTURES["single_object"][False][0]],
+        "00001": [PICTURES["colors"][True][0]] * 2,
+    }
+    (tmp_path / "pictures").mkdir()
+    for item, images in wanted.items():
+        for seed, image in enumerate(images):
+            image.save(tmp_path / "pictures" / f"{item}_{seed}.png")
+    recipe = GenEvalRecipe(
+        kind="evaluate",
+        benchmark="geneval",
+        run=str(tmp_path / "run"),
+        data=str(prompts_file(tmp_path, ["single_object", "colors"])),
+        images={"rectangles": str(tmp_path / "pictures")},
+        seeds=(0, 1),
+    )
+    benchmark = GenEval(recipe, RectangleDetector(), NearestColour())
+    result = run_benchmark(recipe, benchmark, RunFolder.open(recipe.run, recipe.model_dump(mode="json")))
+    assert result is not None
+    row = result.metrics["rectangles"]
+    assert row["single_object"] == [0.5, 0.5, 0.5]  # one prompt: nothing else can be drawn
+    assert row["colors"] == [1.0, 1.0, 1.0]
+    assert math.isnan(row["overall"])  # four tags have no picture
+    assert result.stand_in
+    assert result.judge == "GenEval-HF: rectangles; RGB"
+    assert result.per_item["rectangles"]["correct"] == [0.5, 1.0]
+    scores = (tmp_path / "run" / "scores" / "rectangles").glob("*.jsonl")
+    [file] = scores
+    assert "cup: expected 1, found 0" in file.read_text(encoding="utf-8")
+
+
+def test_the_overall_accuracy_weighs_tags_equally() -> None:
+    """A tag of three prompts and five of one: (2/3 + 1 + 0 + 1 + .5 + 0) / 6."""
+    tags = ["counting"] * 3 + [tag for tag in TAGS if tag != "counting"]
+    row = accuracies(tags, [1, 1, 0, 1, 0, 1, 0.5, 0])
+    assert isinstance(row["overall"], list)
+    value, low, high = row["overall"]
+    assert value == pytest.approx((2 / 3 + 2.5) / 6)
+    assert (low, high) == pytest.approx((2.5 / 6, 3.5 / 6))  # the three of counting may all be drawn wrong, or right
+
+
+def test_weights_that_are_nowhere_stop_before_drawing(tmp_path: Path) -> None:
+    recipe = GenEvalRecipe(
+        kind="evaluate",
+        benchmark="geneval",
+        run=str(tmp_path / "run"),
+        data=str(prompts_file(tmp_path)),
+        images={"none": str(tmp_path)},
+    )
+    with pytest.raises(UserError, match=r"detector: facebook/mask2former.*hf download"):
+        GenEval(recipe)
