@@ -5,7 +5,7 @@ A picture's facts are its L2 and those of the rows that need no policy, on the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ def estimates(l2_of_items: Sequence[Sequence[float]]) -> dict[str, Value]:
     Args:
         l2_of_items: per picture one value for each seed.
     """
-    columns = {"L2": float, "RMSE": rmse, "PSNR": psnr}
+    columns: dict[str, Callable[[float], float]] = {"L2": float, "RMSE": rmse, "PSNR": psnr}
     out: dict[str, Value] = {}
     for name, measure in columns.items():
         values_I1 = np.array([[np.mean([measure(value) for value in values])] for values in l2_of_items])
