@@ -16,7 +16,14 @@ class ClipImage(ClipReward):
     About 0.5 to 0.95 with OpenAI's ViT-B/32.
     """
 
-    spec = RewardSpec(name="clip_image", version="1", needs=frozenset({"reference"}), range=(-1.0, 1.0), licence="MIT")
+    spec = RewardSpec(
+        name="clip_image",
+        version="1",
+        needs=frozenset({"reference"}),
+        range=(-1.0, 1.0),
+        probes=frozenset({"reference"}),
+        licence="MIT",
+    )
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """One cosine per picture; None without a reference."""

@@ -15,7 +15,14 @@ class ClipText(ClipReward):
     Details: ``truncated``, whether the prompt is longer than the model reads.
     """
 
-    spec = RewardSpec(name="clip_text", version="1", needs=frozenset({"prompt"}), range=(-1.0, 1.0), licence="MIT")
+    spec = RewardSpec(
+        name="clip_text",
+        version="1",
+        needs=frozenset({"prompt"}),
+        range=(-1.0, 1.0),
+        probes=frozenset({"prompt"}),
+        licence="MIT",
+    )
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """One cosine per picture."""

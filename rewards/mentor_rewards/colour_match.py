@@ -29,6 +29,7 @@ class ColourMatch(Reward):
         version="1",
         metadata=frozenset({"background"}),
         range=(0.0, 1.0),
+        probes=frozenset({"noise", "prompt"}),
         licence="Apache-2.0",
     )
 

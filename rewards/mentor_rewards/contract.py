@@ -72,7 +72,8 @@ class RewardSpec:
         batch_invariant: a picture's score does not depend on its neighbours.
         network: scoring opens connections (a judge, a server). The contract checks block sockets without it.
         probes: what must not make a score better, on average over a batch: "blur" or "noise" over the picture, the
-            "prompt" or the "reference" of another sample. Checked by testing.py; an optional method
+            "prompt" (with subject and facts) or the "reference" of another sample. With trained weights, that is:
+            random ones like any prompt. Checked by testing.py; an optional method
             ``probes(self) -> [(better batch, worse batch), ...]`` adds cases of the author's own.
         licence: of the weights (SPDX id where one exists).
         weights: file name -> sha256, empty when there are none.

@@ -30,7 +30,14 @@ class Dino(Reward):
     published: ClassVar[str] = "facebook/dino-vits8"
     model_type: ClassVar[str] = "vit"
     odd_margin: ClassVar[Literal["floor", "round"]] = "round"
-    spec = RewardSpec(name="dino", version="1", needs=frozenset({"reference"}), range=(-1.0, 1.0), licence="Apache-2.0")
+    spec = RewardSpec(
+        name="dino",
+        version="1",
+        needs=frozenset({"reference"}),
+        range=(-1.0, 1.0),
+        probes=frozenset({"reference"}),
+        licence="Apache-2.0",
+    )
 
     def __init__(self, checkpoint: WeightsSource | None = None, resize: int = 256, crop: int = 224) -> None:
         """

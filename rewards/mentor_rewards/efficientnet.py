@@ -32,6 +32,7 @@ class EfficientNetSimilarity(Reward):
         version="1",
         needs=frozenset({"reference"}),
         range=(0.0, 1.0),
+        probes=frozenset({"noise", "reference"}),
         licence="Apache-2.0",
         weights={_FILE: _SHA256},
     )

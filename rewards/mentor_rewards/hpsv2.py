@@ -29,7 +29,14 @@ class HPSv2(ClipReward):
     published = "xswu/HPSv2"
     file: ClassVar[str] = "HPS_v2_compressed.pt"
     upstream_version: ClassVar[str] = "v2.0"
-    spec = RewardSpec(name="hpsv2", version="2.0", needs=frozenset({"prompt"}), range=(-1.0, 1.0), licence="Apache-2.0")
+    spec = RewardSpec(
+        name="hpsv2",
+        version="2.0",
+        needs=frozenset({"prompt"}),
+        range=(-1.0, 1.0),
+        probes=frozenset({"prompt"}),
+        licence="Apache-2.0",
+    )
 
     def __init__(
         self,

@@ -25,7 +25,13 @@ class ImageReward(Reward):
     It reads 35 tokens of the prompt and nothing after them. Details: ``truncated``, whether the prompt is longer.
     """
 
-    spec = RewardSpec(name="image_reward", version="1", needs=frozenset({"prompt"}), licence="Apache-2.0")
+    spec = RewardSpec(
+        name="image_reward",
+        version="1",
+        needs=frozenset({"prompt"}),
+        probes=frozenset({"prompt"}),
+        licence="Apache-2.0",
+    )
 
     def __init__(
         self,

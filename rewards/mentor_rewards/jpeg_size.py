@@ -14,7 +14,14 @@ from mentor_rewards.pixels import rgb
 class JpegSize(Reward):
     """Bits per pixel after JPEG compression; lower is simpler. Meant as a monitor: flat pictures win it."""
 
-    spec = RewardSpec(name="jpeg_size", version="1", range=(0.0, None), higher_is_better=False, licence="Apache-2.0")
+    spec = RewardSpec(
+        name="jpeg_size",
+        version="1",
+        range=(0.0, None),
+        higher_is_better=False,
+        probes=frozenset({"noise"}),
+        licence="Apache-2.0",
+    )
 
     def __init__(self, quality: Annotated[int, Field(ge=1, le=95)] = 90) -> None:
         self.quality = quality

@@ -23,7 +23,12 @@ class PickScore(ClipReward):
 
     published = "yuvalkirstain/PickScore_v1"
     spec = RewardSpec(
-        name="pickscore", version="1", needs=frozenset({"prompt"}), range=(-100.0, 100.0), licence="MIT (of the code)"
+        name="pickscore",
+        version="1",
+        needs=frozenset({"prompt"}),
+        range=(-100.0, 100.0),
+        probes=frozenset({"prompt"}),
+        licence="MIT (of the code)",
     )
 
     def __init__(self, checkpoint: WeightsSource = published, processor: WeightsSource | None = CLIP_H14) -> None:

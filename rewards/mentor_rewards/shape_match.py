@@ -48,7 +48,12 @@ class ShapeMatch(Reward):
     """
 
     spec = RewardSpec(
-        name="shape_match", version="1", metadata=frozenset({"objects"}), range=(0.0, 1.0), licence="Apache-2.0"
+        name="shape_match",
+        version="1",
+        metadata=frozenset({"objects"}),
+        range=(0.0, 1.0),
+        probes=frozenset({"noise", "prompt"}),
+        licence="Apache-2.0",
     )
 
     def __init__(self, palette: Mapping[str, RGB] | None = None, min_area: int = 24) -> None:

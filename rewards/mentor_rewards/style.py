@@ -10,4 +10,10 @@ class Style(LabelProbability):
     """Probability of the style in metadata["style"] under a small classifier, in [0, 1]."""
 
     key = "style"
-    spec = RewardSpec(name="style", version="1", metadata=frozenset({"style"}), range=(0.0, 1.0))
+    spec = RewardSpec(
+        name="style",
+        version="1",
+        metadata=frozenset({"style"}),
+        range=(0.0, 1.0),
+        probes=frozenset({"prompt"}),
+    )

@@ -10,4 +10,10 @@ class Subject(LabelProbability):
     """Probability of the subject in metadata["subject_id"] under a small classifier, in [0, 1]."""
 
     key = "subject_id"
-    spec = RewardSpec(name="subject", version="1", metadata=frozenset({"subject_id"}), range=(0.0, 1.0))
+    spec = RewardSpec(
+        name="subject",
+        version="1",
+        metadata=frozenset({"subject_id"}),
+        range=(0.0, 1.0),
+        probes=frozenset({"prompt"}),
+    )

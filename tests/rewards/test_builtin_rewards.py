@@ -19,12 +19,13 @@ from PIL import Image, ImageDraw, ImageFilter
 
 FACTS: dict[str, dict[str, Any]] = {
     "style": {"style": "noto"},
-    "subject": {"subject_id": "fox"},
+    "subject": {"subject_id": "1f98a"},
     "colour_match": {"background": "red"},
     "shape_match": {"objects": [{"shape": "circle", "colour": "yellow", "count": 1, "position": None}]},
 }
 
 
+SCORERS = Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints"
 SMALL = (*FACTS, "clip_image", "clip_text", "efficientnet_similarity", "jpeg_size")
 
 
@@ -34,14 +35,9 @@ def test_every_name_stands_for_a_reward() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)  # the others keep the contract in tests of their own
-def test_contract(name: str, clip_folder: Path, classifier_folder: Path) -> None:
-    folders = {
-        "clip_image": clip_folder,
-        "clip_text": clip_folder,
-        "style": classifier_folder,
-        "subject": classifier_folder,
-    }
-    options: dict[str, Any] = {"checkpoint": folders[name]} if name in folders else {}
+def test_contract(name: str) -> None:
+    folders = {"clip_image": "clip", "clip_text": "clip", "style": "style", "subject": "subject"}
+    options: dict[str, Any] = {"checkpoint": SCORERS / folders[name]} if name in folders else {}
     if name == "efficientnet_similarity":
         options = {"side": 64}
     entry = RewardEntry(options=options)

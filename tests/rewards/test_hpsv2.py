@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import golden
+from goldens import golden, liked
 from mentor_rewards.clip_open_clip import clip_config
 from mentor_rewards.clip_preprocessing import Letterbox
 from mentor_rewards.clip_towers import ClipTower
@@ -129,7 +129,7 @@ def test_one_copy_of_the_weights_for_all_preprocessings(folder: Path) -> None:
 
 
 def test_contract(folder: Path) -> None:
-    check_reward(lambda: build(folder), sample_batch(count=4))
+    check_reward(lambda: build(folder), liked(lambda: build(folder), sample_batch(count=4)))
 
 
 class FakeUpstream(ModuleType):

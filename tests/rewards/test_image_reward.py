@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from goldens import golden as golden_script
+from goldens import liked
 from mentor_rewards.blip_scorer import BlipScorer
 from mentor_rewards.clip_preprocessing import Preprocessing
 from mentor_rewards.contract import RewardEntry, RewardError
@@ -76,7 +77,7 @@ def test_half_precision_keeps_a_float32_head(folder: Path) -> None:
 
 
 def test_contract(folder: Path) -> None:
-    batch = sample_batch(count=3)
+    batch = liked(lambda: ImageReward(folder, folder), sample_batch(count=3))
     check_reward(lambda: ImageReward(folder, folder), batch)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from goldens import golden
+from goldens import golden, liked
 from mentor_rewards.contract import RewardError
 from mentor_rewards.pickscore import PickScore
 from mentor_rewards.testing import check_reward, sample_batch
@@ -63,4 +63,7 @@ def test_defaults_are_the_published_weights() -> None:
 
 
 def test_contract(folder: Path) -> None:
-    check_reward(lambda: PickScore(folder, processor=None), sample_batch(count=4))
+    def build() -> PickScore:
+        return PickScore(folder, processor=None)
+
+    check_reward(build, liked(build, sample_batch(count=4)))
