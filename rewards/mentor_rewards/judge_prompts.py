@@ -1,6 +1,9 @@
-"""What the VLM judge is asked: the axes of the paper's two judge prompts (appendix B.4), as messages and JSON schema.
+"""What the VLM judge is asked: the scales of the paper's two judge prompts (appendix B.4) in words of our own.
 
-Ranges, caps and sums are the paper's; every sentence is ours, also those that say what an axis looks at. Deviations:
+From the paper: which axes there are (A to D, A to C), their ranges, the value at which a low one caps the sum, the cap,
+and the sum in two digits. Ours: what each axis looks at (Axis.meaning), for which the paper has no wording that can be
+taken over, and every other sentence. So scores are on the paper's scale, and no numbers to compare with the paper's.
+Deviations:
 - The judge's own ``final`` is asked for and logged, but never used: judge_scores.py adds and caps.
 - The answer is one JSON object under a schema (description first, so that the scores come after a look at the picture).
 - The order is instruction, references, prompt, generated picture: everything that a group has in common comes first,
@@ -52,7 +55,10 @@ class Question(Protocol):
 
 @dataclass(frozen=True)
 class Axis:
-    """One sub-score: its key in the answer, its range [0, high], and the value up to which it caps the sum."""
+    """One sub-score: its key in the answer, its range [0, high], and the value up to which it caps the sum.
+
+    These three are the paper's; ``meaning``, what the judge is told to look at, is ours.
+    """
 
     key: str
     high: float

@@ -1,8 +1,9 @@
-"""A vision-language model as judge, with the two judge prompts of the paper (appendix B.4): text to image, and subject.
+"""A vision-language model as judge: text to image, and subject, on the scales of the paper's two judge prompts.
 
-The judge is Qwen2.5-VL-7B behind an OpenAI-compatible server (vLLM), or in this process. Scores are native units, 0 to
-4 and 0 to 5; the recipe's ``scale`` (1/4, 1/5) makes them comparable. A picture without a valid answer stays without a
-score. Licences: Qwen2.5-VL-7B is Apache-2.0, the 3B model is for research only.
+The scales are those of appendix B.4; judge_prompts.py says what else is the paper's, and what is ours. The judge is
+Qwen2.5-VL-7B behind an OpenAI-compatible server (vLLM), or in this process. Scores are native units, 0 to 4 and 0 to 5;
+the recipe's ``scale`` (1/4, 1/5) makes them comparable. A picture without a valid answer stays without a score.
+Licences: Qwen2.5-VL-7B is Apache-2.0, the 3B model is for research only.
 
 In-process judging takes one picture at a time; it is for small models and for machines without a server.
 """

@@ -34,26 +34,28 @@ PIXELS = [
 ]
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
+def shapes(
+    side: int = SIDE, patch: int = PATCH, width: int = WIDTH, layers: int = LAYERS
+) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of the checkpoint."""
     out: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, WIDTH),
-        "pos_embed": (1, (SIDE // PATCH) ** 2 + 1, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,),
-        "norm.bias": (WIDTH,),
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, (side // patch) ** 2 + 1, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
     }
-    for n in range(LAYERS):
+    for n in range(layers):
         for name, leaving, entering in (
-            ("attn.qkv", 3 * WIDTH, WIDTH),
-            ("attn.proj", WIDTH, WIDTH),
-            ("mlp.fc1", 4 * WIDTH, WIDTH),
-            ("mlp.fc2", WIDTH, 4 * WIDTH),
+            ("attn.qkv", 3 * width, width),
+            ("attn.proj", width, width),
+            ("mlp.fc1", 4 * width, width),
+            ("mlp.fc2", width, 4 * width),
         ):
             out |= {f"blocks.{n}.{name}.weight": (leaving, entering), f"blocks.{n}.{name}.bias": (leaving,)}
         for name in ("norm1", "norm2"):
-            out |= {f"blocks.{n}.{name}.weight": (WIDTH,), f"blocks.{n}.{name}.bias": (WIDTH,)}
+            out |= {f"blocks.{n}.{name}.weight": (width,), f"blocks.{n}.{name}.bias": (width,)}
     return out
 
 

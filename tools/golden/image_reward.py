@@ -50,27 +50,35 @@ PIXELS = {
 PROBES = ((0, 0, 0), (1, 111, 57), (2, 223, 223), (0, 30, 200), (1, 190, 8))  # channel, row, column; then the mean
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the checkpoint, in its own layout."""
-    wide = {
-        "blip.visual_encoder.cls_token": (1, 1, VISION),
-        "blip.visual_encoder.pos_embed": (1, (SIDE // PATCH) ** 2 + 1, VISION),
-        "blip.visual_encoder.patch_embed.proj.weight": (VISION, 3, PATCH, PATCH),
-        "blip.visual_encoder.patch_embed.proj.bias": (VISION,),
-        **_norm("blip.visual_encoder.norm", VISION),
-        "blip.text_encoder.embeddings.position_ids": (1, POSITIONS),
-        "blip.text_encoder.embeddings.word_embeddings.weight": (ENTRIES, TEXT),
-        "blip.text_encoder.embeddings.position_embeddings.weight": (POSITIONS, TEXT),
-        **_norm("blip.text_encoder.embeddings.LayerNorm", TEXT),
-        **_linear("blip.vision_proj", VISION, 256),
-        **_linear("blip.text_proj", TEXT, 256),
+def shapes(
+    vision: int = VISION,
+    text: int = TEXT,
+    layers: tuple[int, int] = (LAYERS, LAYERS),
+    positions: int = POSITIONS,
+    entries: int = ENTRIES,
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the checkpoint, in its own layout; ``layers`` of pictures and of text."""
+    out = {
+        "blip.visual_encoder.cls_token": (1, 1, vision),
+        "blip.visual_encoder.pos_embed": (1, (SIDE // PATCH) ** 2 + 1, vision),
+        "blip.visual_encoder.patch_embed.proj.weight": (vision, 3, PATCH, PATCH),
+        "blip.visual_encoder.patch_embed.proj.bias": (vision,),
+        **_norm("blip.visual_encoder.norm", vision),
+        "blip.text_encoder.embeddings.position_ids": (1, positions),
+        "blip.text_encoder.embeddings.word_embeddings.weight": (entries, text),
+        "blip.text_encoder.embeddings.position_embeddings.weight": (positions, text),
+        **_norm("blip.text_encoder.embeddings.LayerNorm", text),
+        **_linear("blip.vision_proj", vision, 256),
+        **_linear("blip.text_proj", text, 256),
     }
-    for n in range(LAYERS):
-        wide |= _vision_block(f"blip.visual_encoder.blocks.{n}") | _text_block(f"blip.text_encoder.encoder.layer.{n}")
-    widths = (TEXT, 1024, 128, 64, 16, 1)
+    for n in range(layers[0]):
+        out |= _vision_block(f"blip.visual_encoder.blocks.{n}", vision)
+    for n in range(layers[1]):
+        out |= _text_block(f"blip.text_encoder.encoder.layer.{n}", text, vision)
+    widths = (text, 1024, 128, 64, 16, 1)
     for place, entering, leaving in zip((0, 2, 4, 6, 7), widths[:-1], widths[1:], strict=True):
-        wide |= _linear(f"mlp.layers.{place}", entering, leaving)
-    return wide
+        out |= _linear(f"mlp.layers.{place}", entering, leaving)
+    return out
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -104,26 +112,26 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def _vision_block(name: str) -> dict[str, tuple[int, ...]]:
+def _vision_block(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {
-        **_norm(f"{name}.norm1", VISION),
-        **_norm(f"{name}.norm2", VISION),
-        **_linear(f"{name}.attn.qkv", VISION, 3 * VISION),
-        **_linear(f"{name}.attn.proj", VISION, VISION),
-        **_linear(f"{name}.mlp.fc1", VISION, 4 * VISION),
-        **_linear(f"{name}.mlp.fc2", 4 * VISION, VISION),
+        **_norm(f"{name}.norm1", width),
+        **_norm(f"{name}.norm2", width),
+        **_linear(f"{name}.attn.qkv", width, 3 * width),
+        **_linear(f"{name}.attn.proj", width, width),
+        **_linear(f"{name}.mlp.fc1", width, 4 * width),
+        **_linear(f"{name}.mlp.fc2", 4 * width, width),
     }
 
 
-def _text_block(name: str) -> dict[str, tuple[int, ...]]:
-    block = _linear(f"{name}.intermediate.dense", TEXT, 4 * TEXT) | _linear(f"{name}.output.dense", 4 * TEXT, TEXT)
-    block |= _norm(f"{name}.output.LayerNorm", TEXT)
-    for attention, seen in (("attention", TEXT), ("crossattention", VISION)):
-        block |= _linear(f"{name}.{attention}.self.query", TEXT, TEXT)
-        block |= _linear(f"{name}.{attention}.self.key", seen, TEXT)
-        block |= _linear(f"{name}.{attention}.self.value", seen, TEXT)
-        block |= _linear(f"{name}.{attention}.output.dense", TEXT, TEXT)
-        block |= _norm(f"{name}.{attention}.output.LayerNorm", TEXT)
+def _text_block(name: str, width: int, vision: int) -> dict[str, tuple[int, ...]]:
+    block = _linear(f"{name}.intermediate.dense", width, 4 * width) | _linear(f"{name}.output.dense", 4 * width, width)
+    block |= _norm(f"{name}.output.LayerNorm", width)
+    for attention, seen in (("attention", width), ("crossattention", vision)):
+        block |= _linear(f"{name}.{attention}.self.query", width, width)
+        block |= _linear(f"{name}.{attention}.self.key", seen, width)
+        block |= _linear(f"{name}.{attention}.self.value", seen, width)
+        block |= _linear(f"{name}.{attention}.output.dense", width, width)
+        block |= _norm(f"{name}.{attention}.output.LayerNorm", width)
     return block
 
 
