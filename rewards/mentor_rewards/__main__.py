@@ -16,6 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RewardError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror.lower()}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

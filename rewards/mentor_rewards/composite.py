@@ -132,10 +132,8 @@ class Composite:
         for name, reward in self.rewards.items():
             lacking = [column for column in reward.spec.columns if column not in available]
             if lacking:
-                raise RewardError(
-                    f"reward '{name}' needs {' and '.join(lacking)}; the prompts have "
-                    f"{', '.join(sorted(available)) or 'nothing'} ({nearest(lacking[0], available)})"
-                )
+                has = f"{', '.join(sorted(available))} ({nearest(lacking[0], available)})" if available else "nothing"
+                raise RewardError(f"reward '{name}' needs {' and '.join(lacking)}; the prompts have {has}")
 
     def check_tasks(self, batch: RewardBatch) -> None:
         """Refuse, before any work, a task that no trained reward applies to: its samples would teach nothing.

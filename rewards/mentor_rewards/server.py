@@ -84,7 +84,8 @@ def read_entries(document: Any, where: str, only: Sequence[str] = ()) -> dict[st
     """The entries of the ``rewards:`` section of a recipe, of any kind or a bare one; ``only`` picks some by name."""
     section = document.get("rewards") if isinstance(document, Mapping) else None
     if not isinstance(section, Mapping) or not section:
-        raise RewardError(f"{where}: expected a section 'rewards' with at least one entry, found none")
+        keys = ", ".join(map(str, document)) if isinstance(document, Mapping) else ""
+        raise RewardError(f"{where}: expected a section 'rewards' with at least one entry, found {keys or 'none'}")
     for name in only:
         if name not in section:
             raise RewardError(f"{where}: rewards: no entry '{name}'; {nearest(name, map(str, section))}")

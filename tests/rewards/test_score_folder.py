@@ -45,6 +45,13 @@ def table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+def test_folders_that_cannot_be_written_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*SCORE, "--images", folder, "--out", folder / "none" / "scores.csv") == 2
+    assert capsys.readouterr().err == f"error: {folder / 'none' / 'scores.csv.json'}: no such file or directory\n"
+    assert run("new", "contrast", "--out", folder / "0.png" / "contrast") == 2
+    assert "0.png" in capsys.readouterr().err
+
+
 def test_rows_in_order_with_reasons_and_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*SCORE, "--images", folder, "--out", folder / "scores.csv") == 0
     rows = table(folder / "scores.csv")
