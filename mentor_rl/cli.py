@@ -19,6 +19,7 @@ from mentor_rl.commands.checkpoints import import_checkpoint
 from mentor_rl.commands.data import data_app
 from mentor_rl.commands.judge import judge_app
 from mentor_rl.commands.plan import plan_recipe
+from mentor_rl.commands.rate import rate_app
 from mentor_rl.commands.recipes import recipes_app
 from mentor_rl.commands.rewards import rewards_app
 from mentor_rl.failures import exit_code, failure_line
@@ -36,6 +37,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(judge_app, name="judge")
+app.add_typer(rate_app, name="rate")
 app.command("import")(import_checkpoint)
 app.command("plan")(plan_recipe)
 app.command("ablate")(ablate)

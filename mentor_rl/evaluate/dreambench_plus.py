@@ -101,8 +101,17 @@ class DreamBenchPlus:
                 if rows.any():
                     part = f"{name} prompts" if key == "kind" else name
                     metrics[part] = summary(cp_PI[:, rows], pf_PI[:, rows])
-        columns = {"CP": cp_PI.mean(axis=0).round(5).tolist(), "PF": pf_PI.mean(axis=0).round(5).tolist()}
-        return Tabulated(metrics, {"item": [item.id for item in items], **columns})
+        return Tabulated(
+            metrics,
+            {
+                "item": [item.id for item in items],
+                "seed": [seed for item in scored.items for seed in scored.seeds if (item.id, seed) in scored.facts],
+                "CP": cp_PI.mean(axis=0).round(5).tolist(),
+                "PF": pf_PI.mean(axis=0).round(5).tolist(),
+                "CP passes": [list(facts["cp"]) for _, facts in pairs],
+                "PF passes": [list(facts["pf"]) for _, facts in pairs],
+            },
+        )
 
     def notes(self) -> Sequence[str]:
         """What differs from the published protocol."""
