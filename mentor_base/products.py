@@ -8,8 +8,6 @@ as they are.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -44,6 +42,6 @@ class Linear(nn.Linear):
         return linear(x, self.weight)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # a compiled step cannot ask
 def _cpu_has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

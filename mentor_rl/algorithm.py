@@ -30,6 +30,11 @@ class Guidance(Section):
         return None if isinstance(self.scale, tuple) else self.scale
 
     @property
+    def largest(self) -> float:
+        """The largest scale of any prompt."""
+        return max(self.scale) if isinstance(self.scale, tuple) else self.scale
+
+    @property
     def guided(self) -> bool:
         """Whether the sampler needs the unconditional half."""
         return self.scale != 1.0

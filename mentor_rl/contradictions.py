@@ -1,6 +1,7 @@
 """Settings of a GRPO recipe that contradict each other or make no sense for pictures, each refused with the reason.
 
-``refuse(recipe)`` runs before any weight is read. What needs data or rewards is in grpo_setup.py.
+``refuse(recipe)`` runs before any weight is read, and before a run folder is made. What needs data or rewards is in
+grpo_setup.py.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from mentor_base.callbacks import (
     quieten,
 )
 from mentor_base.checkpoint import load_policy
-from mentor_base.data.mixture import PromptList, world_of
+from mentor_base.data.mixture import PromptList, World, world_of
 from mentor_base.decode_graph import DecodeEngine
 from mentor_base.engines import whole_state
 from mentor_base.interrupt import Interrupted, InterruptGuard
@@ -71,13 +71,16 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     if recipe.optimisation.threads is not None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
-    local = pictures_per_process(recipe, _processes())  # before anything is loaded
+    local = pictures_per_process(recipe, _processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
+    rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
+    check_rewards(rewards, some_prompts(recipe, world))
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next
-    with Composite(recipe.rewards, recipe.failure_rate) as composite, InterruptGuard() as guard:
-        trainer = build_trainer(recipe, run, args, policy, processor, composite, guard)
+    with rewards as composite, InterruptGuard() as guard:
+        check_rewards(composite, some_prompts(recipe, world))  # again: remote rewards have said now what they need
+        trainer = build_trainer(recipe, run, args, policy, processor, composite, world, guard)
         run_trainer(trainer, run)
         if trainer.callback(InterruptCallback).stopped:
             raise Interrupted(
@@ -101,6 +104,7 @@ def build_trainer(
     policy: MentorForConditionalGeneration,
     processor: MentorProcessor,
     composite: Composite,
+    world: World,
     guard: InterruptGuard,
 ) -> MentorGRPOTrainer:
     """The trainer of a recipe, ready to train."""
@@ -109,7 +113,6 @@ def build_trainer(
     silence_dropout(policy)
     frozen_encoder = not (recipe.train.vision or recipe.train.connector or recipe.train.text_encoder)
     reference = reference_of(recipe, policy) if algorithm.beta > 0 else None
-    world = world_of(recipe.prompts.data, run.broken_file)
     rollouts = math.ceil(recipe.optimisation.steps / algorithm.inner_iterations)
     count = rollouts * algorithm.prompts_per_step
     prompts = PromptList(recipe.prompts.data, recipe.prompts.weights, recipe.prompts.split, recipe.seed, count, world)
@@ -119,7 +122,6 @@ def build_trainer(
     fixed = [unseen[i] for i in range(monitoring.prompts)]
     answers = true_answers(recipe, world)
     gradients = FiniteGradients()
-    check_rewards(composite, some_prompts(recipe, world))
     if algorithm.rollout.chunk is not None:
         check_parts(composite)
     trainer = MentorGRPOTrainer(

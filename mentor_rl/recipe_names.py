@@ -1,4 +1,5 @@
-"""Names in a recipe that only the code behind them can check: rewards, sizes, styles, and the options of each.
+"""Names in a recipe that only the code behind them can check: rewards, sizes, styles, and the options of each; and
+settings of GRPO that contradict each other.
 
 Checked before a run folder is made, so that a slip of the pen costs a second and not a half-written run.
 """
@@ -16,7 +17,7 @@ from mentor_rl.recipe import GrpoRecipe, Recipe, SftRecipe
 
 
 def check_names(recipe: Recipe, where: str, *, construct_rewards: bool = True) -> None:
-    """Raise UserError for a reward, style, size or option that nothing answers to.
+    """Raise UserError for a reward, style, size or option that nothing answers to, or a contradiction.
 
     With ``construct_rewards`` the options of rewards are checked too, which needs their files to be there.
     """
@@ -25,6 +26,7 @@ def check_names(recipe: Recipe, where: str, *, construct_rewards: bool = True) -
     if isinstance(recipe, SftRecipe) and recipe.model is not None:
         _check_model(recipe.model, where)
     if isinstance(recipe, GrpoRecipe):
+        _check_settings(recipe, where)
         _check_rewards(recipe, where, construct_rewards)
 
 
@@ -46,6 +48,15 @@ def _check_model(model: PolicyModel, where: str) -> None:
         MentorConfig.of_size(model.size, **model.options)
     except UserError as error:
         raise UserError(f"{where}: {str(error).replace('policy.', 'model.', 1)}") from error
+
+
+def _check_settings(recipe: GrpoRecipe, where: str) -> None:
+    from mentor_rl.contradictions import refuse
+
+    try:
+        refuse(recipe)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _check_rewards(recipe: GrpoRecipe, where: str, construct: bool) -> None:

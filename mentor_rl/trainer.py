@@ -392,7 +392,8 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         gap_NL = self.gap.record(logp_NL, self._rollout.sampler_logp_NL[rows_N])
         if self._first_rollout and self.same_distribution:
             rounded = self.args.bf16 or self.algorithm.sampler_dtype == "bfloat16"
-            check_gap(gap_NL, "bf16" if rounded else "float32", self.state.global_step)
+            amplified = max(1.0, self.algorithm.guidance.largest) / min(1.0, self.algorithm.temperature)
+            check_gap(gap_NL, "bf16" if rounded else "float32", amplified, self.state.global_step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)

@@ -56,6 +56,34 @@ def test_chunks_change_neither_numbers_nor_gradients(scale: float) -> None:
     assert not whole[1].requires_grad
 
 
+@pytest.mark.parametrize("chunk", [4096, 4])
+def test_each_sample_may_have_a_scale_of_its_own(chunk: int) -> None:
+    cond, uncond, head, tokens = inputs()
+    scales_N = torch.tensor([1.0, 2.5, 6.0])
+    mixed = token_logprobs(cond, uncond, tokens, head, Sampling(temperature=0.7), chunk, scales_N=scales_N)
+    for row, scale in enumerate(scales_N.tolist()):
+        piece, sampling = slice(row, row + 1), Sampling(temperature=0.7, guidance_scale=scale)
+        alone = token_logprobs(cond[piece], uncond[piece], tokens[piece], head, sampling)
+        torch.testing.assert_close(mixed.logp_NL[piece], alone.logp_NL, atol=1e-5, rtol=0)
+        torch.testing.assert_close(mixed.entropy_NL[piece], alone.entropy_NL, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [4096, 4])
+def test_the_entropy_has_a_gradient_where_a_loss_needs_it(chunk: int) -> None:
+    """Also where a probability underflows to 0: there d/dp of p log p is infinite, the entropy's gradient is not."""
+    cond, _, head, tokens = inputs()
+    head = head * torch.tensor([100.0] + [1.0] * 10)[:, None]
+    head.requires_grad_()
+    found = token_logprobs(cond, None, tokens, head, Sampling(), chunk, "gradient").entropy_NL
+    probabilities = (cond.double() @ head.double().T).softmax(-1)
+    expected = -(probabilities * probabilities.clamp(min=1e-300).log()).sum(-1)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(value.sum(), head)[0] for value in (found, expected)]
+    assert gradients[0].isfinite().all()
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+    assert not token_logprobs(cond, None, tokens, head, Sampling()).entropy_NL.requires_grad
+
+
 def test_filters_keep_the_likeliest_codes() -> None:
     hidden = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     head = torch.eye(4)

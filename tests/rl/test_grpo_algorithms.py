@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from grpo_toys import HERE, comparable, run_recipe, toy_policy, toy_recipe
+from grpo_toys import HERE, Brightness, comparable, run_recipe, toy_policy, toy_recipe
+from mentor_rewards.contract import RewardError, RewardSpec
 from safetensors.torch import load_file
 
 from mentor_base.checkpoint import load_policy
@@ -19,6 +20,7 @@ from mentor_rl.grpo_setup import pictures_per_process
 from mentor_rl.monitors.gap import Gap
 from mentor_rl.objective import importance_weights
 from mentor_rl.recipe import GrpoRecipe
+from mentor_rl.recipe_names import check_names
 from mentor_rl.rollout import REFERENCE, guidance_scales
 
 MOVING = {"reference": {"every": 2, "mix": 0.5}}
@@ -237,6 +239,25 @@ def test_contradictions_between_sections(tmp_path, section, values, algorithm, m
     recipe = GrpoRecipe.model_validate(toy_recipe(tmp_path / "nowhere", tmp_path / "run", **changes))
     with pytest.raises(UserError, match=message):
         pictures_per_process(recipe, 1)
+
+
+def test_contradictions_are_refused_before_a_run_folder_is_made(policy, tmp_path) -> None:
+    recipe = GrpoRecipe.model_validate(toy_recipe(policy, tmp_path / "run", algorithm={"loss": "luspo"}))
+    with pytest.raises(UserError, match=r"^recipe.yaml: algorithm.ratio: expected 'sequence'"):
+        check_names(recipe, "recipe.yaml")
+
+
+class Labelled(Brightness):
+    """Brightness of what has a label."""
+
+    spec = RewardSpec("labelled", "1", metadata=frozenset({"label"}))
+
+
+def test_a_reward_without_its_column_is_refused_before_a_weight_is_read(tmp_path) -> None:
+    """There is no policy to load."""
+    rewards = {"labelled": {"use": f"{Path(__file__)}:Labelled"}}
+    with pytest.raises(RewardError, match=r"reward 'labelled' needs metadata.label; the prompts have "):
+        run_recipe(toy_recipe(tmp_path / "nowhere", tmp_path / "run", rewards=rewards))
 
 
 def test_defaults_are_as_they_were() -> None:
