@@ -16,7 +16,7 @@ from mentor_rl.objective import grpo_loss
 
 PAGE = (Path(__file__).parents[2] / "recipes" / "ALGORITHMS.md").read_text(encoding="utf-8")
 IN_WORDS = {"epsilon_high": "epsilon", "reference.every": "frozen", "sampler_dtype": "as the update"}
-IN_WORDS |= {"importance.cap": "off", "micro_batch": "whole step", "delta": "none"}
+IN_WORDS |= {"importance.cap": "off", "micro_batch": "whole step", "rollout.chunk": "whole step", "delta": "none"}
 
 
 def rows(title: str) -> list[list[str]]:

@@ -84,12 +84,11 @@ def test_prefixes_of_a_reference_that_moved_are_dropped(policy, tmp_path, monkey
     assert held == [(2, 2), (2, 0), (2, 2), (2, 0)]
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [MOVING, {"entropy": {"bonus": 0.1, "target": 99.0, "step": 0.03}}, {"guidance": {"scale": [1.0, 3.0]}}],
-    ids=["reference", "entropy", "guidance"],
-)
-def test_what_moves_resumes_bit_for_bit(policy, tmp_path, monkeypatch, algorithm) -> None:
+def test_what_moves_resumes_bit_for_bit(policy, tmp_path, monkeypatch) -> None:
+    """The reference, the weight of an entropy bonus, guidance scales of prompts, all at once."""
+    entropy = {"bonus": 0.1, "target": 99.0, "step": 0.03}
+    algorithm = {**MOVING, "entropy": entropy, "guidance": {"scale": [1.0, 3.0]}}
+
     def recipe(run: Path) -> dict[str, Any]:
         return toy_recipe(policy, run, 4, algorithm=algorithm, checkpoints={"every": 2})
 
