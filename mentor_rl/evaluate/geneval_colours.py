@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from mentor_rewards.clip_reward import CLIP_L14
 from mentor_rewards.clip_towers import ClipTower
 from mentor_rewards.contract import RewardError
 from PIL import Image
@@ -22,6 +21,7 @@ from PIL import Image
 from mentor_base.errors import UserError
 from mentor_base.images import over_white
 from mentor_rl.evaluate.geneval import COLOURS, Detection
+from mentor_rl.evaluate.recipes import CLIP_L14
 
 GROUND = "#999"
 SENTENCES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")

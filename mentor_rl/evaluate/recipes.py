@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from mentor_rewards.clip_reward import CLIP_L14
 from mentor_rewards.contract import RewardEntry
 from mentor_rewards.weights import WeightsSource
 from pydantic import AfterValidator, Field, model_validator
@@ -31,6 +30,7 @@ def _is_template(text: str) -> str:
 
 SubjectTemplate = Annotated[str, AfterValidator(_is_template)]
 PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
+CLIP_L14 = "openai/clip-vit-large-patch14"
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
 TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
 
