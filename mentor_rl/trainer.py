@@ -4,7 +4,7 @@
 
 1. ``rollout_func``: draw the pictures ourselves, score each once with the whole composite;
 2. ``_generate_and_score_completions``: see the dataset rows (``rollout_func`` gets the prompts only);
-3. ``_get_per_token_logps_and_entropies``: log-probs by the policy's own "logprobs" mode;
+3. ``_get_per_token_logps_and_entropies``: log-probs by the policy's own "logprobs" mode (policy_passes.py);
 4. the reference model: a second frozen copy that we load (trl would look the class up inside transformers), or the
    policy with its adapters switched off;
 5. ``log``: our names, without the text metrics that mean nothing for pictures.
@@ -25,7 +25,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,11 +38,9 @@ from datasets import Dataset
 from mentor_rewards.aggregate import for_trl
 from mentor_rewards.composite import Composite, CompositeScores
 from mentor_rewards.contract import RewardFailure
-from tokenizers import Tokenizer, models
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     GenerationConfig,
-    PreTrainedTokenizerFast,
     TrainerCallback,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
@@ -56,7 +53,6 @@ from mentor_base.errors import UserError
 from mentor_base.guidance import EntropyMode
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
-from mentor_base.settings import Sampling
 from mentor_base.states import PREFIX, WholeStates
 from mentor_rl.algorithm import GrpoAlgorithm, Importance
 from mentor_rl.grpo_callbacks import PhaseClock, ReferenceMover
@@ -66,15 +62,15 @@ from mentor_rl.monitors.gap import Gap, check_gap
 from mentor_rl.monitors.hacking import HackingAlarm
 from mentor_rl.monitors.rollout_watch import RolloutWatch
 from mentor_rl.objective import importance_weights
+from mentor_rl.picture_tokens import PictureTokens
+from mentor_rl.policy_passes import PolicyPasses
 from mentor_rl.rollout import (
     MONITOR_STREAM,
     POLICY,
     REFERENCE,
-    Groups,
     PromptStore,
     Rollout,
     chunks_of,
-    guidance_scales,
     roll_out,
 )
 from mentor_rl.scoring import Scoring
@@ -90,17 +86,6 @@ KEPT_METRICS = {  # trl's name -> ours
     "cispo_clip_ratio": "clip_share",
     "vespo/phi_seq_mean": "vespo_weight",
 }
-
-
-class PictureTokens(PreTrainedTokenizerFast):
-    """The tokenizer that trl asks for. It never meets text; "decoding" picture tokens gives empty strings."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("tokenizer_object", Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")))
-        super().__init__(**{"pad_token": "<pad>", "eos_token": "</s>", **kwargs})
-
-    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
-        return [""] * len(sequences)
 
 
 class MentorGRPOTrainer(WholeStates, GRPOTrainer):
@@ -144,17 +129,8 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         self.fixed_store, self.fixed = fixed_store, fixed
         self.watched, self.gap = RolloutWatch(composite, alarm, copy_thresholds, self._gathered), Gap()
         self.lr_schedule = lr_schedule
-        guidance = algorithm.guidance
-        self.sampling = Sampling(temperature=algorithm.temperature, guidance_scale=guidance.constant or 1.0)
-        self.same_distribution = guidance.logprob == "guided" or not guidance.guided
         self.engine = engine
         self.scoring = Scoring(composite, ahead=algorithm.rollout.chunk is not None)
-        if not self.same_distribution:
-            warnings.warn(
-                f"guidance.logprob 'conditional' at scale {guidance.scale}: the log-probs that are optimised "
-                "are not those of the distribution that is sampled",
-                stacklevel=2,
-            )
         self._uids: list[int] = []
         self._rollout: Rollout | None = None
         self._columns: dict[str, list[float | None]] = {}
@@ -180,6 +156,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
                 f"and gathered anew for each rollout, found '{engine.way}'"
             )
         args.beta = self.beta = beta
+        self.passes = PolicyPasses(algorithm, store, args.seed, self.accelerator.autocast)
         self.ref_model = None if reference is None else self._frozen(reference, policy)
         self.mover: ReferenceMover | None = None
         if algorithm.reference is not None and self.ref_model is not None:
@@ -219,13 +196,13 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         first = self.accelerator.process_index * len(uids)
         members = [(first + row) % self.num_generations for row in range(len(uids))]
         self.store.keep_only(uids)
-        scales_N = self._scales(uids, self.args.seed)
+        scales_N = self.passes.scales(uids)
         if scales_N is not None:
             self.watched.add({"guidance/mean": self._gathered(scales_N).mean().item()})
         parts = []
-        with self.clock.phase("rollout"), self._policy() as policy, self._sampler_autocast(policy, uids):
+        with self.clock.phase("rollout"), self._policy() as policy, self.passes.sampler_autocast(policy, uids):
             for rows in chunks_of(uids, self.algorithm.rollout.chunk):
-                given = (uids[rows], members[rows], self.sampling, self.args.seed)
+                given = (uids[rows], members[rows], self.passes.sampling, self.args.seed)
                 scales = None if scales_N is None else scales_N[rows]
                 parts.append(roll_out(policy, self.store, *given, scales_N=scales, engine=self.engine))
                 self.scoring.add(parts[-1], self.state.global_step)
@@ -293,22 +270,6 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
 
     # ---- log-probs -------------------------------------------------------------------------------------------------
 
-    def _scales(self, uids: Sequence[int], seed: int) -> torch.Tensor | None:
-        """Guidance scales_N of samples of these prompts, where prompts have each their own."""
-        scale = self.algorithm.guidance.scale
-        return guidance_scales(scale, uids, seed) if isinstance(scale, tuple) else None
-
-    @contextmanager
-    def _sampler_autocast(self, policy: MentorForConditionalGeneration, uids: Sequence[int]) -> Iterator[None]:
-        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before, in one
-        batch, so that they are the same for rollouts in parts.
-        """
-        device, dtype = next(policy.parameters()).device, self.algorithm.sampler_dtype
-        with self.accelerator.autocast():
-            self.store.read(policy, sorted(set(uids)), device, POLICY)
-        with self.accelerator.autocast() if dtype is None else torch.autocast(device.type, getattr(torch, dtype)):
-            yield
-
     def _get_per_token_logps_and_entropies(
         self,
         model: torch.nn.Module,
@@ -331,7 +292,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         with self.clock.phase("reference" if is_reference else None if update else "old"):
             for start in range(0, len(tokens_NL), size):
                 piece = slice(start, start + size)
-                parts.append(self._logprobs(model, uids_N[piece], tokens_NL[piece], owner, entropy))
+                parts.append(self.passes.logprobs(model, uids_N[piece], tokens_NL[piece], owner, entropy))
         logp_NL, entropy_NL = (torch.cat(column) for column in zip(*parts, strict=True))
         if not is_reference and update is not self._scores_rollouts:
             self._watch_gap(logp_NL.detach(), rows_N)
@@ -341,25 +302,6 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
     def _scores_rollouts(self) -> bool:
         """Whether a pass without gradient finds the log-probs of a rollout before its updates."""
         return self.num_iterations > 1 or self.algorithm.importance is not None
-
-    def _logprobs(
-        self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str, entropy: EntropyMode
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        groups, device = Groups.of(uids), tokens_NL.device
-        order_N, inverse_N = groups.order_N.to(device), groups.inverse_N.to(device)
-        scales_N = self._scales(uids, self.args.seed)
-        with self.accelerator.autocast():
-            found = model(
-                mode="logprobs",
-                tokens=tokens_NL[order_N],
-                group_size=groups.size,
-                sampling=self.sampling,
-                logprob=self.algorithm.guidance.logprob,
-                entropy=entropy,
-                scales=None if scales_N is None else scales_N.to(device)[order_N],
-                **self.store.condition(model, groups.uids, device, owner),
-            )
-        return found.logp_NL[inverse_N], found.entropy_NL[inverse_N]
 
     def _weigh(self, scored: dict[str, torch.Tensor], importance: Importance) -> None:
         """Importance weights into the advantages; trl takes one per token, and hands vespo's weights to vespo."""
@@ -390,10 +332,9 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         """
         assert self._rollout is not None
         gap_NL = self.gap.record(logp_NL, self._rollout.sampler_logp_NL[rows_N])
-        if self._first_rollout and self.same_distribution:
+        if self._first_rollout and self.passes.same_distribution:
             rounded = self.args.bf16 or self.algorithm.sampler_dtype == "bfloat16"
-            amplified = max(1.0, self.algorithm.guidance.largest) / min(1.0, self.algorithm.temperature)
-            check_gap(gap_NL, "bf16" if rounded else "float32", amplified, self.state.global_step)
+            check_gap(gap_NL, "bf16" if rounded else "float32", self.passes.amplified, self.state.global_step)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -408,17 +349,9 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         count = len(self.fixed.prompts)
         with undisturbed_randomness():
             with self._policy() as policy, self.accelerator.autocast():
-                scales_N = self._scales(range(count), MONITOR_SEED)
-                rollout = roll_out(
-                    policy,
-                    self.fixed_store,
-                    range(count),
-                    [0] * count,
-                    self.sampling,
-                    MONITOR_SEED,
-                    MONITOR_STREAM,
-                    scales_N=scales_N,
-                )
+                scales_N = self.passes.scales(range(count), MONITOR_SEED)
+                given = (range(count), [0] * count, self.passes.sampling, MONITOR_SEED, MONITOR_STREAM)
+                rollout = roll_out(policy, self.fixed_store, *given, scales_N=scales_N)
             if self.accelerator.is_main_process:
                 self.watched.add(self.fixed.record(rollout, step))
         if step == 0:

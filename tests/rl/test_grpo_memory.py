@@ -35,10 +35,11 @@ def test_gradient_checkpointing_takes_the_same_steps(policy: Path, tmp_path: Pat
 
 def test_adapters_learn_against_the_policy_without_them(policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
     held: dict[str, Any] = {}
-    logprobs, finish = trainer_module.MentorGRPOTrainer._logprobs, grpo_run.finish
+    seam = trainer_module.MentorGRPOTrainer._get_per_token_logps_and_entropies
+    finish = grpo_run.finish
 
-    def watched_logprobs(self: Any, model: Any, *args: Any) -> Any:
-        found = logprobs(self, model, *args)
+    def watched_seam(self: Any, model: Any, *args: Any, **options: Any) -> Any:
+        found = seam(self, model, *args, **options)
         held.setdefault("reference" if model is self.ref_model else "policy", found[0].detach().clone())
         return found
 
@@ -47,7 +48,7 @@ def test_adapters_learn_against_the_policy_without_them(policy: Path, tmp_path: 
         held["state"] = {name: value.clone() for name, value in trainer.model.state_dict().items()}
         finish(trainer, processor, run)
 
-    monkeypatch.setattr(trainer_module.MentorGRPOTrainer, "_logprobs", watched_logprobs)
+    monkeypatch.setattr(trainer_module.MentorGRPOTrainer, seam.__name__, watched_seam)
     monkeypatch.setattr(grpo_run, "finish", watched_finish)
     lines = run_recipe(adapted_recipe(policy, tmp_path / "run"))
     torch.testing.assert_close(held["reference"], held["policy"], atol=1e-5, rtol=0)  # the prefix is padded otherwise
