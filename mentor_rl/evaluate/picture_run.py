@@ -289,7 +289,8 @@ def protocol_markdown(result: Result) -> str:
     marks = "a stand-in" if result.stand_in else "as published"
     lines = [f"- judge ({marks}): {result.judge}", f"- prompts: {result.prompts}"]
     lines += [f"- {row}: {source}" for row, source in result.checkpoints.items()]
-    lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {result.details['sampling']}"]
+    sampling = ", ".join(f"{name} {value:g}" for name, value in result.details["sampling"].items())
+    lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {sampling}"]
     lines += [f"- scored: {result.coverage['scored']:g} of {result.coverage['items']:g} pictures"]
     lines += [f"- {note}" for note in result.notes]
     return "\n" + "\n".join(lines) + "\n"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from mentor_base.errors import UserError
-from mentor_rl.evaluate.dreambench_plus import balance
+from mentor_rl.evaluate.dreambench_plus import balance, summary
 from mentor_rl.evaluate.dreambench_plus_data import REFERENCES
+from mentor_rl.evaluate.geneval import TAGS
 from mentor_rl.evaluate.published import published_markdown, published_tables, table_beside
+from mentor_rl.evaluate.reconstruction_bench import estimates
 from mentor_rl.evaluate.result import Result
 
 
@@ -50,6 +53,15 @@ def test_overall_of_geneval_is_the_mean_of_six() -> None:
     for row, values in table.rows.items():
         if None not in values:
             assert sum(values[:6]) / 6 == pytest.approx(values[6], abs=0.011), row  # type: ignore[arg-type]
+
+
+def test_places_are_metrics_that_benchmarks_have() -> None:
+    places = {
+        name: {p.split("/", 1)[1] for p in table.columns.values() if p} for name, table in published_tables().items()
+    }
+    assert places["geneval"] == {"overall", *TAGS}
+    assert places["reconstruction"] <= set(estimates([[0.1], [0.2]]))
+    assert places["dreambench_plus"] <= set(summary(np.ones((2, 3)), np.ones((2, 3))))
 
 
 def result(**changes: object) -> Result:
