@@ -25,7 +25,7 @@ from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import line_chart
-from mentor_rl.report import CHARTS, SMOOTH, read_metrics
+from mentor_rl.report.curves import CHARTS, SMOOTH, read_metrics
 
 WHAT = {
     "tokenizer": "A VQ picture tokenizer of the VQ-16 design.",

@@ -16,6 +16,7 @@ import typer
 from mentor_rl.commands.ablate import ablate
 from mentor_rl.commands.bench import bench_app
 from mentor_rl.commands.checkpoints import import_checkpoint
+from mentor_rl.commands.compare import compare
 from mentor_rl.commands.data import data_app
 from mentor_rl.commands.judge import judge_app
 from mentor_rl.commands.plan import plan_recipe
@@ -41,6 +42,7 @@ app.add_typer(rate_app, name="rate")
 app.command("import")(import_checkpoint)
 app.command("plan")(plan_recipe)
 app.command("ablate")(ablate)
+app.command("compare")(compare)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
 Overrides = Annotated[
@@ -125,13 +127,15 @@ def export(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; default: RUN/report.html.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN|ABLATION|RESULT...", help="Run folders, ablations, results (.json).")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; default: report.html in the first.")] = None,
 ) -> None:
-    """Write one self-contained HTML file about one or several runs."""
-    from mentor_rl.report import write_report
+    """Write one self-contained HTML file about any number of runs: side by side, searchable, by keyboard."""
+    from mentor_rl.report.page import write_report
 
-    print(write_report(runs, out or runs[0]))
+    print(write_report(runs, out or (runs[0] if runs[0].is_dir() else runs[0].with_suffix(".html"))))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,7 +18,7 @@ from mentor_rl.evaluate.emojibench import compare
 from mentor_rl.evaluate.emojibench_run import relative
 from mentor_rl.evaluate.result import Result
 from mentor_rl.export import export_run
-from mentor_rl.report import write_report
+from mentor_rl.report.page import write_report
 
 RECIPES = Path("recipes/emoji")
 # Without guidance a step is cheaper and its gain larger: the recipe's 300 at guidance 3 take a quarter of an hour.

@@ -1,4 +1,4 @@
-"""Line charts and scatter plots as SVG text: for the report, and as files beside model cards. No plotting library.
+"""Line charts, scatter plots and heat maps as SVG text, for the report and for model cards. No plotting library.
 
 Colours are CSS variables with fall-backs, so that a report can set them for dark and light.
 """
@@ -33,49 +33,153 @@ class _Frame:
 
 
 def line_chart(
-    title: str, series: Mapping[str, Sequence[Point]], smooth: float = 0.0, marks: Sequence[float] = ()
+    title: str,
+    series: Mapping[str, Sequence[Point]],
+    smooth: float = 0.0,
+    marks: Sequence[float] = (),
+    below: str | None = None,
 ) -> str:
     """An SVG of one or several lines over steps; points that are not finite are left out.
 
-    With ``smooth`` in (0, 1), an exponential mean (that share of the past is kept) is drawn over the pale raw line.
-    Each step in ``marks`` gets a dashed line from bottom to top.
+    A name's colour is that of its place in ``series``, whether it has points or not. With ``smooth`` in (0, 1), an
+    exponential mean (that share of the past is kept) is drawn over the pale raw line. Each step in ``marks`` gets a
+    dashed line from bottom to top. ``below`` stands in the legend's place.
     """
     clean = {name: [p for p in points if math.isfinite(p[1])] for name, points in series.items()}
-    clean = {name: points for name, points in clean.items() if points}
-    if not clean:
+    drawn = {name: (i, points) for i, (name, points) in enumerate(clean.items()) if points}
+    if not drawn:
         return ""
-    frame = _frame([p for points in clean.values() for p in points])
+    frame = _frame([p for _, points in drawn.values() for p in points])
     parts = [_axes(frame)]
-    for i, points in enumerate(clean.values()):
-        colour = COLOURS[i % len(COLOURS)]
+    for i, points in drawn.values():
         if smooth and len(points) > 3:
-            parts.append(_polyline(frame, points, colour, 0.25))
+            parts.append(_polyline(frame, points, i, 0.25))
             points = _exponential_mean(points, smooth)
-        parts.append(_polyline(frame, points, colour, 1.0))
+        parts.append(_polyline(frame, points, i, 1.0))
     parts += [_mark(frame, step) for step in marks if frame.x0 <= step <= frame.x1]
-    parts.append(_title_and_legend(title, list(clean)))
-    return _svg(parts)
+    parts.append(_text(LEFT, 15, title, size=13, weight=600))
+    if below is not None:
+        parts.append(_text(LEFT, 31, below, size=11, muted=True))
+    elif len(drawn) > 1:
+        parts.append(_legend({name: i for name, (i, _) in drawn.items()}))
+    return _svg(parts, title)
 
 
-def scatter_chart(title: str, points: Mapping[str, Point], x_label: str, y_label: str, unit_square: bool = True) -> str:
-    """Named points; with ``unit_square`` both axes run from 0 to 1 and curves of equal product are drawn."""
-    frame = _Frame(0, 1, 0, 1) if unit_square else _frame(list(points.values()))
-    parts = [_axes(frame)]
-    if unit_square:
-        for product in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8):
-            line = [(x, product / x) for x in (product + (1 - product) * k / 40 for k in range(41))]
-            parts.append(_polyline(frame, line, "var(--muted, #999)", 0.35))
+def scatter_chart(
+    title: str,
+    points: Mapping[str, Point],
+    x_label: str,
+    y_label: str,
+    faint: Mapping[str, Sequence[Point]] | None = None,
+) -> str:
+    """Named points of two shares, and curves of equal product.
+
+    With ``faint``, further points of the same names, the axes close in on what is drawn; else both run from 0 to 1.
+    """
+    faint = faint or {}
+    everything = [*points.values(), *(point for each in faint.values() for point in each)]
+    frame = _close_frame(everything) if faint else _Frame(0, 1, 0, 1)
+    parts = [_axes(frame), *_products(frame)]
     for i, (name, (x, y)) in enumerate(points.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        cx, cy = frame.x(x), frame.y(y)
-        side, anchor = (-7, "end") if x > (frame.x0 + frame.x1) * 0.6 else (7, "start")
-        dot = f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="4.5" fill="{colour}">'
+        for pale_x, pale_y in faint.get(name, ()):
+            parts.append(f'<circle cx="{frame.x(pale_x):.1f}" cy="{frame.y(pale_y):.1f}" r="2.5" '
+                         f'fill="{colour(i)}" fill-opacity="0.45"/>')  # fmt: skip
+        dot = f'<circle class="point" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="4.5" fill="{colour(i)}">'
         parts.append(f"{dot}<title>{escape(name)}</title></circle>")
-        parts.append(_text(cx + side, cy + 4, name, anchor=anchor, size=10))
+    parts += _point_names(frame, points)
     parts.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM - 5, x_label, anchor="end", size=10))
     parts.append(_text(LEFT + 5, TOP + 10, y_label, size=10))
     parts.append(_text(LEFT, 15, title, size=13, weight=600))
-    return _svg(parts)
+    return _svg(parts, title)
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Mapping[tuple[str, str], float],
+    texts: Mapping[tuple[str, str], str],
+) -> str:
+    """Cells in the colours of up and down, each as strong as its share of its column's largest value."""
+    there = {key: value for key, value in values.items() if math.isfinite(value)}
+    if not there:
+        return ""
+    left, top, width, height = 150, 62, 92, 24
+    largest = {column: max((abs(v) for (_, c), v in there.items() if c == column), default=0.0) for column in columns}
+    parts = [_text(0, 15, title, size=13, weight=600)]
+    for j, column in enumerate(columns):
+        parts.append(_text(left + (j + 0.5) * width, top - 8, _cut(column, 16), anchor="middle", size=10, muted=True))
+    for i, row in enumerate(rows):
+        middle = top + (i + 0.5) * height
+        parts.append(_text(left - 8, middle + 3.5, _cut(row, 26), anchor="end", size=10))
+        for j, column in enumerate(columns):
+            value = there.get((row, column))
+            if value is None:
+                continue
+            share = abs(value) / largest[column] if largest[column] else 0.0
+            tone = "var(--up, #1a7f46)" if value > 0 else "var(--down, #b3372f)"
+            place = f'x="{left + j * width + 1}" y="{top + i * height + 1}" width="{width - 2}" height="{height - 2}"'
+            told = f"<title>{escape(f'{row}, {column}')}</title>"
+            parts.append(f'<rect {place} rx="3" fill="{tone}" fill-opacity="{0.55 * share:.2f}">{told}</rect>')
+            parts.append(_text(left + (j + 0.5) * width, middle + 3.5, texts[row, column], anchor="middle", size=10))
+    return _svg(parts, title, left + len(columns) * width, top + len(rows) * height + 8, scale=1.25)
+
+
+def colour(place: int) -> str:
+    """Of the line, point or run at this place of a list."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def dot(place: int) -> str:
+    """A small sign in a legend outside a chart; dashed, as its line is, from the ninth on."""
+    dash = ' stroke-dasharray="3 3"' if place >= len(COLOURS) else ""
+    line = f'<line x1="0" x2="16" y1="5" y2="5" stroke="{colour(place)}" stroke-width="3"{dash}/>'
+    return f'<svg width="16" height="10" aria-hidden="true">{line}</svg>'
+
+
+def _close_frame(points: Sequence[Point]) -> _Frame:
+    """Around shares, with room for the names of points at the edges."""
+    xs, ys = [p[0] for p in points], [p[1] for p in points]
+    wide, high = max(max(xs) - min(xs), 0.02), max(max(ys) - min(ys), 0.02)
+    return _Frame(
+        max(0.0, min(xs) - 0.18 * wide), min(1.0, max(xs) + 0.18 * wide),
+        max(0.0, min(ys) - 0.12 * high), min(1.0, max(ys) + 0.12 * high),
+    )  # fmt: skip
+
+
+def _products(frame: _Frame) -> list[str]:
+    """Curves of equal product that cross the frame, about eight, each with its number where it leaves."""
+    low, high = frame.x0 * frame.y0, frame.x1 * frame.y1
+    parts = []
+    for product in _ticks(low, high, 8):
+        first, last = max(frame.x0, product / frame.y1), min(frame.x1, product / max(frame.y0, 1e-9))
+        if product <= 0 or first >= last:
+            continue
+        line = [(x, product / x) for x in (first + (last - first) * k / 40 for k in range(41))]
+        parts.append(_polyline(frame, line, None, 0.35))
+        x, y = line[0]
+        parts.append(
+            _text(
+                frame.x(x) + 2, frame.y(y) - 2 if x > frame.x0 else frame.y(y) + 9, _number(product), size=7, muted=True
+            )
+        )
+    return parts
+
+
+def _point_names(frame: _Frame, points: Mapping[str, Point]) -> list[str]:
+    """Names beside their points, moved down where they would lie on each other."""
+    middle, lowest = (frame.x0 + frame.x1) / 2, {"end": -math.inf, "start": -math.inf}
+    parts = []
+    for name, (x, y) in sorted(points.items(), key=lambda item: frame.y(item[1][1])):
+        side, anchor = (-7, "end") if x > middle else (7, "start")
+        at = max(frame.y(y) + 4, lowest[anchor] + 10)
+        lowest[anchor] = at
+        parts.append(_text(frame.x(x) + side, at, name, anchor=anchor, size=9))
+    return parts
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _frame(points: Sequence[Point]) -> _Frame:
@@ -105,11 +209,14 @@ def _axes(frame: _Frame) -> str:
     return "".join(lines)
 
 
-def _polyline(frame: _Frame, points: Sequence[Point], colour: str, opacity: float) -> str:
+def _polyline(frame: _Frame, points: Sequence[Point], place: int | None, opacity: float) -> str:
+    """A line in the colour of its place, dashed from the ninth on; None: a helping line."""
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points)
+    dash = ' stroke-dasharray="5 3"' if place is not None and place >= len(COLOURS) else ""
+    stroke = "var(--muted, #999)" if place is None else colour(place)
     return (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" '
-        f'stroke-opacity="{opacity}" stroke-linejoin="round"/>'
+        f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="{1.0 if place is None else 1.8}" '
+        f'stroke-opacity="{opacity}" stroke-linejoin="round"{dash}/>'
     )
 
 
@@ -128,15 +235,15 @@ def _exponential_mean(points: Sequence[Point], keep: float) -> list[Point]:
     return out
 
 
-def _title_and_legend(title: str, names: Sequence[str]) -> str:
-    """The title, and below it a dot and a name per line of the chart, as many as fit; one line needs none."""
-    parts = [_text(LEFT, 15, title, size=13, weight=600)]
+def _legend(places: Mapping[str, int]) -> str:
+    """Below the title a dot and a name per line of the chart, as many as fit."""
+    parts = []
     x = float(LEFT)
-    for i, name in enumerate(names if len(names) > 1 else ()):
+    for name, place in places.items():
         width = 18 + 5.6 * len(name)
         if x + width > WIDTH:
             break
-        parts.append(f'<circle cx="{x + 4:.1f}" cy="27.5" r="3.5" fill="{COLOURS[i % len(COLOURS)]}"/>')
+        parts.append(f'<circle cx="{x + 4:.1f}" cy="27.5" r="3.5" fill="{colour(place)}"/>')
         parts.append(_text(x + 11, 31, name, size=10))
         x += width
     return "".join(parts)
@@ -156,8 +263,12 @@ def _number(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:.4g}"
 
 
-def _svg(parts: Sequence[str]) -> str:
+def _svg(
+    parts: Sequence[str], title: str, width: float = WIDTH, height: float = HEIGHT, scale: float | None = None
+) -> str:
+    """With ``scale`` of a fixed size, else as wide as there is room."""
+    size = "" if scale is None else f'width="{width * scale:g}" height="{height * scale:g}" '
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'font-family="system-ui, sans-serif" role="img">{"".join(parts)}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" {size}'
+        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )

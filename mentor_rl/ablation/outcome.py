@@ -47,12 +47,21 @@ class Cell:
 
 @dataclass(frozen=True)
 class ArmOutcome:
-    """One arm: what it changes, the rewards it trained on, the seeds that are finished, panel -> metric -> cell."""
+    """One arm.
+
+    Attributes:
+        changes: step.key -> value.
+        trained: the rewards it trained on.
+        seeds: those whose benchmark is finished.
+        panels: panel -> metric -> cell.
+        tuned: seed -> run folder of the last stage, below the ablation's, of those that are finished.
+    """
 
     changes: dict[str, Any]
     trained: tuple[str, ...]
     seeds: tuple[int, ...]
     panels: dict[str, dict[str, Cell]]
+    tuned: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,7 +177,7 @@ def shown_change(cell: Cell | None) -> str:
 
 def _arm(held: Mapping[str, Any]) -> ArmOutcome:
     panels = {panel: {name: Cell(**cell) for name, cell in cells.items()} for panel, cells in held["panels"].items()}
-    return ArmOutcome(held["changes"], tuple(held["trained"]), tuple(held["seeds"]), panels)
+    return ArmOutcome(held["changes"], tuple(held["trained"]), tuple(held["seeds"]), panels, held["tuned"])
 
 
 def _finite(value: Any) -> Any:

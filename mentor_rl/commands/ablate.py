@@ -99,11 +99,13 @@ def _is_ablation(marker: Path) -> bool:
 def write_outcome(plan: Plan) -> Outcome:
     """RUN/results/ablation.json, .md, and RUN/report.html."""
     from mentor_rl.ablation.measure import outcome_of
+    from mentor_rl.report.page import write_report
 
     outcome = outcome_of(plan)
     file = plan.folder / "results" / "ablation.json"
     outcome.write(file)
     write_atomically(file.with_suffix(".md"), outcome.markdown())
+    write_report([plan.folder], plan.folder / "report.html")
     return outcome
 
 
@@ -126,6 +128,7 @@ def show_outcome(outcome: Outcome, folder: Path) -> None:
         console.print(table)
     legend = f"▲ ▼ beyond noise against {outcome.reference}, over items and seeds; * trained on it"
     console.print(f"{legend}; intervals: {folder}/results/ablation.md", soft_wrap=True, markup=False)
+    console.print(f"{folder}/report.html: open it in a browser", soft_wrap=True, markup=False)
     if outcome.missing:
         console.print(f"{len(outcome.missing)} runs are not finished", markup=False)
 

@@ -91,7 +91,7 @@ def policy_of(result: Result, name: str | None, where: str) -> str:
     if name is None and len(known) == 1:
         return known[0]
     if name is None:
-        raise UserError(f"{where}: expected one policy, found {', '.join(known)}; say which")
+        raise UserError(f"{where}: expected one policy, found {', '.join(known)}; name one (--a, --b)")
     if name not in known:
         raise UserError(f"{where}: unknown policy '{name}'; {nearest(name, known)}")
     return name

@@ -422,3 +422,13 @@ def test_the_time_comes_from_runs_that_are_done(plan: Any, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "full: nothing is changed (the reference)\nfree: grpo.algorithm.beta=0.0\n" in out
     assert "grpo: 4 runs, 0 finished; 15 s each, measured" in out
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "ablations").glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_ablations_plan(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = load_recipe(file, need_inputs=False)
+    assert isinstance(recipe, AblateRecipe)
+    made = plan_jobs(file, recipe, need_inputs=False)
+    assert len(made.arms) > 2
+    assert Times(made).left(1) is not None or not file.stem.startswith("emoji")

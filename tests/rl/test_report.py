@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 import re
+import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +19,10 @@ from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
+from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.result import Result
-from mentor_rl.plot import line_chart, scatter_chart
-from mentor_rl.report import write_report
+from mentor_rl.plot import COLOURS, heat_map, line_chart, scatter_chart
+from mentor_rl.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -39,7 +47,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_report_shows_curves_pictures_and_tables_and_loads_nothing(run: RunFolder, tmp_path: Path) -> None:
     page = write_report([run.path], tmp_path / "out.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     for heading in ("Before and after", "Fixed prompts over time", "Curves", "emojibench", "Resolved recipe"):
         assert heading in page
     assert page.count("<polyline") >= 3
@@ -82,13 +90,152 @@ def test_monitors_speak_in_sentences_and_alarms_are_marked(tmp_path: Path) -> No
 
 def test_text_of_a_run_stays_text(run: RunFolder, tmp_path: Path) -> None:
     page = write_report([run.path], tmp_path).read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert page.count("<script") == 1  # our own
     assert "&lt;script&gt;" in page
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a run folder"):
         write_report([tmp_path], tmp_path)
+    with pytest.raises(UserError, match="given twice"):
+        write_report([run.path, run.path], tmp_path)
+
+
+def second_run(folder: Path, colour: str = "green", prompts: Sequence[str] = ("<image> a kite",)) -> RunFolder:
+    """A run like ``run``, with other curves and the fixed prompts of ``prompts``."""
+    other = RunFolder.open(folder, {"kind": "grpo", "run": str(folder), "seed": 4})
+    for step in range(1, 6):
+        other.log(step, reward=0.3 * step, kl=0.02 * step, flat=1.0)
+    picture = Image.new("RGB", (64, 64), colour)
+    gallery.save_prompts(other, [Prompt(text, (picture,)) for text in prompts])
+    gallery.save_step(other, 5, [picture] * len(prompts), [{"style": 0.125}] * len(prompts))
+    return other
+
+
+def test_runs_stand_side_by_side(run: RunFolder, tmp_path: Path) -> None:
+    other = second_run(tmp_path / "x" / "toy", prompts=(f"<image> {HOSTILE}", "<image> only here"))
+    result = tmp_path / "loose.json"
+    Result("emojibench", {"mine": {"CP": [0.7, 0.6, 0.8], "PF": 0.25}}, judge="toy").write(result)
+    page = write_report([run.path, other.path, result], tmp_path / "out.html").read_text(encoding="utf-8")
+    together = page.partition("id='together'")[2].partition("</section>")[0]
+    assert together.count("class='card'") == 1  # the prompt that both have
+    assert "only here" not in together
+    assert "only here" not in page.partition("id='together'")[0]
+    pictures = re.findall(r'<img alt="([^"]*)"', together)
+    assert pictures == ["reference", f"{tmp_path.name}/toy", "x/toy"]
+    assert "<td>style</td><td>0.750</td><td>0.125</td>" in together
+    charts = together.partition("Curves")[2]
+    assert charts.count("<svg xmlns") == 2  # reward and kl: nothing else is in both, or changes
+    colours = re.findall(r'stroke="(#\w+)"', charts.partition("<div")[2])
+    assert {colour: colours.count(colour) for colour in COLOURS[:2]} == {COLOURS[0]: 4, COLOURS[1]: 4}
+    table = together.partition("emojibench, together")[2].partition("</table>")[0]
+    assert f"{tmp_path.name}/toy: before" in table
+    assert "loose.json: mine" in table
+    assert page.count("<section") == 4
+
+
+def test_an_ablation_is_shown_with_its_matrix_and_its_arms_pictures(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "abl", {"kind": "ablate", "run": "abl"}).path
+    with pytest.raises(UserError, match="no result yet"):
+        write_report([folder], tmp_path)
+    arms = {}
+    for name, cp, verdict in (("full", 0.5, ""), (HOSTILE, 0.6, "up")):
+        second_run(folder / "arms" / str(len(arms)))
+        change = {"change": [0.1, 0.05, 0.15], "over_seeds": [0.1, 0.02, 0.18], "verdict": verdict} if verdict else {}
+        cells = {"CP": Cell(cp, {"0": cp, "1": cp + 0.02}, [0.4, 0.7], **change), "PF": Cell(0.4, {"0": 0.4, "1": 0.4})}
+        trained = ("style",) if name == "full" else ("clip",)
+        panels = {"benchmark": cells, "rewards": {"style": Cell(0.2, {"0": 0.2})}}
+        arms[name] = ArmOutcome({"grpo.seed": HOSTILE}, trained, (0, 1), panels, {"0": f"arms/{len(arms)}"})
+    outcome = Outcome("abl", HOSTILE, "full", (0, 1), arms, ("full/seed1/benchmark",), {"judge": HOSTILE})
+    outcome.write(folder / "results" / "ablation.json")
+    assert Outcome.read(folder / "results" / "ablation.json") == outcome
+    page = write_report([folder], tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 1
+    assert "Not finished: full/seed1/benchmark." in page
+    assert "+0.100 ▲" in page  # the heat map
+    assert "<small class='up'>+0.100 [+0.050, +0.150] (+0.020, +0.180) up</small>" in page
+    assert page.count("class='held'") == 1
+    assert page.count('class="point"') == 2
+    assert page.count("class='card'") == 1
+    assert "+0.100 [+0.050, +0.150] (+0.020, +0.180) up" in outcome.markdown()
+    assert "**0.200**" in outcome.markdown()
+
+
+def chromium() -> str | None:
+    """A browser's binary, its wrapper scripts left aside; None where none is installed."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
+    found = [Path("/usr/lib/chromium/chromium"), *(Path(each) for each in map(shutil.which, names) if each)]
+    return next((str(each) for each in found if each.exists()), None)
+
+
+CHECKS = """
+<script>
+const keys = (key, on) => on.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true, cancelable: true}));
+const all = Array.from(document.querySelectorAll(".card")), field = document.getElementById("search"), out = {};
+out.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+all[0].focus();
+keys("ArrowRight", document.activeElement);
+out.moved = document.activeElement === all[1];
+keys("Home", document.activeElement);
+out.home = document.activeElement === all[0];
+keys("/", document.activeElement);
+out.search = document.activeElement === field;
+out.outline = getComputedStyle(field).outlineStyle;
+field.value = "ONLY here";
+field.dispatchEvent(new Event("input"));
+out.left = all.filter((card) => card.offsetParent !== null).length;
+out.count = document.getElementById("count").textContent;
+keys("Escape", field);
+out.back = all.filter((card) => card.offsetParent !== null).length === all.length;
+out.injected = Boolean(window.injected);
+out.loaded = performance.getEntriesByType("resource").filter((each) => !each.name.startsWith("data:")).length;
+document.title = JSON.stringify(out);
+</script>
+"""
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine; the page's structure is tested above")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_works_in_a_browser(run: RunFolder, tmp_path: Path, width: int) -> None:
+    """Keys, search, focus and width, in an <iframe> of that width: headless windows are at least 500 pixels wide."""
+    hostile = '<img src=x onerror="window.injected=1">'
+    others = [second_run(tmp_path / f"run_{i}", prompts=(f"<image> {hostile}", "<image> only here")) for i in range(5)]
+    page = write_report([run.path, *(each.path for each in others)], tmp_path / "out.html").read_text(encoding="utf-8")
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', page)
+    assert policy is not None
+    checked = page.replace(policy[0], "").replace("</body>", f"{CHECKS}</body>")  # the policy forbids our checks, too
+    (tmp_path / "checked.html").write_text(checked, encoding="utf-8")
+    frame = f"""<iframe src="checked.html" style="width:{width}px;height:900px;border:0"></iframe>
+    <script>onload = () => {{ document.body.textContent = frames[0].document.title; }}</script>"""
+    (tmp_path / "frame.html").write_text(frame, encoding="utf-8")
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--virtual-time-budget=3000",
+    ]
+    local = ["--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,1000"]
+    command = [str(chromium()), *options, *local, "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r"<body>(.*?)</body>", dumped, re.DOTALL)
+    assert found is not None
+    out = json.loads(html.unescape(found[1].strip()))
+    assert out == {
+        "wide": 0,
+        "moved": True,
+        "home": True,
+        "search": True,
+        "outline": "solid",
+        "back": True,
+        "left": 1,
+        "count": "1 of 4",
+        "injected": False,
+        "loaded": 0,
+    }
 
 
 def test_gallery_round_trip(run: RunFolder) -> None:
@@ -105,3 +252,15 @@ def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong(
     (x1, y1), (x2, y2) = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', svg)]
     assert x1 < x2
     assert y1 > y2  # SVG's y axis points down
+    close = scatter_chart("cp pf", {"a": (0.50, 0.40), "b": (0.52, 0.41)}, "PF", "CP", {"a": [(0.49, 0.40)]})
+    (_, _), (x1, _), (x2, _) = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', close)]
+    assert x2 - x1 > 100  # the axes close in on what is there
+    assert ">0.2<" in close  # a line of equal products
+
+
+def test_heat_is_by_column_and_by_sign() -> None:
+    values = {("a", "x"): 0.2, ("b", "x"): -0.1, ("a", "y"): 4.0, ("b", "y"): float("nan")}
+    svg = heat_map("t", ["a", "b"], ["x", "y"], values, {key: f"{value}" for key, value in values.items()})
+    strengths = re.findall(r'fill="var\(--(\w+), #\w+\)" fill-opacity="([\d.]+)"', svg)
+    assert strengths == [("up", "0.55"), ("up", "0.55"), ("down", "0.28")]
+    assert heat_map("t", ["a"], ["x"], {}, {}) == ""

@@ -1,0 +1,139 @@
+"""An ablation in the report: arms and metrics, CP against PF, the same prompts by every arm, curves of the arms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from mentor_base.runlog import RunFolder
+from mentor_rl.ablation.arms import UNTUNED
+from mentor_rl.ablation.outcome import (
+    BENCHMARK,
+    REWARDS,
+    TITLES,
+    ArmOutcome,
+    Cell,
+    Outcome,
+    shown_change,
+    shown_value,
+)
+from mentor_rl.plot import Point, heat_map
+from mentor_rl.report.benchmarks import scatter
+from mentor_rl.report.curves import Metrics, charts_of_runs, mean_metrics, read_metrics
+from mentor_rl.report.markup import figure, section, table
+from mentor_rl.report.pictures import last_pictures, side_by_side
+
+NAMED = 6  # unfinished runs
+
+
+def ablation_section(folder: Path, label: str, anchor: str) -> str:
+    """All about one ablation, under its own heading."""
+    outcome = Outcome.read(folder / "results" / "ablation.json")
+    missing = _missing(outcome.missing)
+    parts = [
+        f"<h1>{escape(label)} <small>ablate</small></h1>",
+        f"<p>{escape(outcome.about)}</p><p class='note'>{escape(outcome.caption())}</p>",
+        f"<p class='alarm'>{escape(missing)}</p>" if missing else "",
+        section("Arms", _arms(outcome)),
+        *(section(TITLES[panel], _panel(outcome, panel)) for panel in outcome.panels()),
+        section(
+            "CP against PF", _scatter(outcome), "Large: the mean over seeds; small: each seed. Lines: equal products."
+        ),
+        section(
+            "Pictures", _pictures(folder, outcome), "The same prompt, first seed, the last recorded step of each arm."
+        ),
+        section("Curves", _curves(folder, outcome), "Means over the seeds."),
+    ]
+    return f"<section id='{anchor}'>{''.join(parts)}</section>"
+
+
+def _missing(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"Not finished: {', '.join(names[:NAMED])}{more}."
+
+
+def _arms(outcome: Outcome) -> str:
+    rows = []
+    for name, arm in outcome.arms.items():
+        changes = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in arm.changes.items())
+        rows.append([escape(name), str(len(arm.seeds)), escape(", ".join(arm.trained)), escape(changes)])
+    return table(["arm", "seeds", "trained on", "changes"], rows, "runs")
+
+
+def _panel(outcome: Outcome, panel: str) -> str:
+    names = outcome.metrics(panel)
+    rows = []
+    for name, arm in outcome.arms.items():
+        cells = arm.panels.get(panel, {})
+        rows.append([escape(name), *(_cell(cells.get(metric), arm, panel, metric) for metric in names)])
+    note = (
+        "<p class='note'>Dotted: held out. Every other reward was trained on in that arm.</p>"
+        if panel == REWARDS
+        else ""
+    )
+    return _heat(outcome, panel) + note + table(["arm", *map(escape, names)], rows)
+
+
+def _cell(cell: Cell | None, arm: ArmOutcome, panel: str, metric: str) -> str:
+    """Value, and below it the change with its verdict."""
+    if cell is None:
+        return ""
+    value = escape(shown_value(cell))
+    held_out = panel == REWARDS and arm.trained and metric not in arm.trained
+    shown = f"<span class='held'>{value}</span>" if held_out else value
+    kind = cell.verdict if cell.beyond_noise else "noise"
+    change = shown_change(cell)
+    return f"{shown}<br><small class='{kind}'>{escape(change)}</small>" if change else shown
+
+
+def _heat(outcome: Outcome, panel: str) -> str:
+    """Changes from the reference, each column by its own largest change."""
+    names = outcome.metrics(panel)
+    arms = [name for name in outcome.arms if name != outcome.reference]
+    values: dict[tuple[str, str], float] = {}
+    texts: dict[tuple[str, str], str] = {}
+    for arm in arms:
+        for metric, cell in outcome.arms[arm].panels.get(panel, {}).items():
+            if cell.change is not None:
+                mark = {"up": " ▲", "down": " ▼"}.get(cell.verdict, "")
+                values[arm, metric], texts[arm, metric] = cell.change[0], f"{cell.change[0]:+.3f}{mark}"
+    chart = heat_map(f"Change from {outcome.reference}; ▲ ▼ beyond noise", arms, names, values, texts)
+    return f"<div class='scroll' tabindex='0'>{figure(chart, 'heat')}</div>" if chart else ""
+
+
+def _scatter(outcome: Outcome) -> str:
+    points: dict[str, Point] = {}
+    seeds: dict[str, list[Point]] = {}
+    for name, arm in outcome.arms.items():
+        cells = arm.panels.get(BENCHMARK, {})
+        if "CP" in cells and "PF" in cells:
+            points[name] = (cells["PF"].value, cells["CP"].value)
+            shared = [seed for seed in cells["CP"].per_seed if seed in cells["PF"].per_seed]
+            seeds[name] = [(cells["PF"].per_seed[seed], cells["CP"].per_seed[seed]) for seed in shared]
+    chart = figure(scatter(points, seeds), "large")
+    return f'<div class="charts">{chart}</div>' if chart else ""
+
+
+def _pictures(folder: Path, outcome: Outcome) -> str:
+    columns = {}
+    for name, arm in outcome.arms.items():
+        tuned = arm.tuned.get(str(outcome.seeds[0]))
+        found = last_pictures(folder / tuned) if tuned is not None else None
+        if found is not None:
+            columns[name] = found
+    reference = columns.get(outcome.reference)
+    if UNTUNED in outcome.arms and reference is not None:
+        columns[UNTUNED] = reference[0], reference[0].steps[0]
+    ordered = {name: columns[name] for name in outcome.arms if name in columns}
+    return side_by_side(ordered, list(outcome.arms))
+
+
+def _curves(folder: Path, outcome: Outcome) -> str:
+    runs: dict[str, Metrics] = {}
+    for name, arm in outcome.arms.items():
+        runs[name] = mean_metrics([read_metrics(RunFolder(folder / run)) for run in arm.tuned.values()])
+    return charts_of_runs(runs)

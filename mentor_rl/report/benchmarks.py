@@ -1,0 +1,96 @@
+"""Benchmark results: the table of one, and several that can be compared in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+from mentor_base.errors import UserError
+from mentor_rl.evaluate.result import Result
+from mentor_rl.plot import Point, scatter_chart
+from mentor_rl.report.markup import figure, mean_of, picture, section, table, value_cell
+
+OTHER_FILES = ("ablation",)  # results that are no benchmark's
+
+
+def read_results(run: Path) -> dict[Path, Result]:
+    """The benchmark results that a run or an exported checkpoint holds."""
+    files = sorted((run / "results").glob("*.json"))
+    return {file: Result.read(file) for file in files if file.stem not in OTHER_FILES}
+
+
+def results_section(results: Mapping[Path, Result]) -> str:
+    """Each result with its table, its scatter plot and its gallery."""
+    parts = []
+    for file, result in results.items():
+        chart = figure(scatter(cp_pf(result)))
+        charts = f'<div class="charts">{chart}</div>' if chart else ""
+        sheet = file.with_suffix(".png")
+        shown = figure(picture(sheet, "", f"gallery of {result.benchmark}"), "wide") if sheet.exists() else ""
+        parts.append(section(result.benchmark, result_table({"": result}) + charts + shown))
+    return "".join(parts)
+
+
+def results_together(results: Mapping[str, Result]) -> str:
+    """Results of one benchmark by one judge in one table; those of different judges stay apart."""
+    groups: dict[tuple[str, str, bool], dict[str, Result]] = {}
+    for label, result in results.items():
+        groups.setdefault((result.benchmark, result.judge, result.stand_in), {})[label] = result
+    parts = []
+    for (benchmark, _, _), group in groups.items():
+        if len(group) > 1:
+            points = {
+                f"{label}: {row}": point for label, result in group.items() for row, point in cp_pf(result).items()
+            }
+            chart = figure(scatter(points))
+            charts = f'<div class="charts">{chart}</div>' if chart else ""
+            parts.append(section(f"{benchmark}, together", result_table(group) + charts))
+    return "".join(parts)
+
+
+def result_table(results: Mapping[str, Result]) -> str:
+    """Rows of ``Result.metrics``: {row name: {metric: value | [mean, low, high]}}; who judged below."""
+    columns = list(dict.fromkeys(name for result in results.values() for name in result.columns()))
+    rows = [
+        [escape(f"{label}: {name}" if label else name), *(value_cell(row.get(column)) for column in columns)]
+        for label, result in results.items()
+        for name, row in result.metrics.items()
+    ]
+    first = next(iter(results.values()))
+    judge = f"Judge: {first.judge}{' (a stand-in: not comparable with published numbers)' if first.stand_in else ''}. "
+    seeds = f"Seeds: {list(first.seeds)}."
+    notes = "".join(f"<li>{escape(note)}</li>" for note in first.notes)
+    below = f"<p>{escape(judge + seeds)}</p>" + (f"<ul>{notes}</ul>" if notes else "")
+    return table(["", *map(escape, columns)], rows) + below
+
+
+def cp_pf(result: Result) -> dict[str, Point]:
+    """Row -> (PF, CP) of the rows that have both, as shares of one."""
+    points = {}
+    for name, row in result.metrics.items():
+        cp, pf = mean_of(row.get("CP")), mean_of(row.get("PF"))
+        if cp is not None and pf is not None:
+            points[name] = (pf, cp)
+    return points if all(0.0 <= each <= 1.0 for point in points.values() for each in point) else {}
+
+
+def scatter(points: Mapping[str, Point], seeds: Mapping[str, Sequence[Point]] | None = None) -> str:
+    if not points:
+        return ""
+    return scatter_chart("Concept preservation against prompt following", points, "PF", "CP", faint=seeds or {})
+
+
+def result_of(path: Path) -> tuple[Path, Result]:
+    """A result's file, or the only result of a folder.
+
+    Raises:
+        UserError: none, or several.
+    """
+    if path.is_file():
+        return path, Result.read(path)
+    found = read_results(path)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(f"{path}: expected one benchmark result in {path / 'results'}, found {names}; name the file")
+    return next(iter(found.items()))
