@@ -6,6 +6,10 @@ In the run folder:
     samples/fixed/ref_00_0.png       reference 0 of prompt 0
     samples/fixed/step_000025/00.png the picture for prompt 0 after 25 steps
     samples/fixed/step_000025/scores.json   [{"clip_image": 0.71, ...}], one object per prompt
+
+A benchmark keeps its first items in the same way, a folder per row in the place of a step:
+
+    results/pictures/<split>/prompts.json, rows.json, row_00/00.png, row_00/scores.json
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from mentor_base.data.schema import Prompt
 from mentor_base.runlog import RunFolder, write_atomically
 
 Scores = Mapping[str, float | None]
+Row = tuple[Sequence[Image.Image], Sequence[Scores]]  # one picture and its scores per prompt
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ class Gallery:
 
 def save_prompts(run: RunFolder, prompts: Sequence[Prompt]) -> None:
     """Write the fixed prompts once, before the first step."""
-    folder = _folder(run.path)
+    _save_prompts(_folder(run.path), prompts)
+
+
+def _save_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for i, prompt in enumerate(prompts):
@@ -61,11 +69,28 @@ def save_prompts(run: RunFolder, prompts: Sequence[Prompt]) -> None:
 
 def save_step(run: RunFolder, step: int, images: Sequence[Image.Image], scores: Sequence[Scores]) -> None:
     """Write the pictures of one step, one per fixed prompt, and their scores (None: could not score)."""
-    folder = _folder(run.path) / f"step_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(images):
-        image.save(folder / f"{i:02d}.png")
-    write_atomically(folder / "scores.json", json.dumps([dict(row) for row in scores], indent=1))
+    _save_pictures(_folder(run.path) / f"step_{step:06d}", images, scores)
+
+
+def save_rows(folder: Path, prompts: Sequence[Prompt], rows: Mapping[str, Row]) -> None:
+    """Write what each row of a benchmark drew for these prompts."""
+    _save_prompts(folder, prompts)
+    for place, (images, scores) in enumerate(rows.values()):
+        _save_pictures(folder / f"row_{place:02d}", images, scores)
+    write_atomically(folder / "rows.json", json.dumps(list(rows), ensure_ascii=False))
+
+
+def read_rows(folder: Path) -> dict[str, Gallery]:
+    """Row -> its pictures as the only step of a gallery, step 0; empty where the folder holds none."""
+    if not (folder / "rows.json").exists():
+        return {}
+    prompts = _read_prompts(folder)
+    rows = {}
+    for place, name in enumerate(json.loads((folder / "rows.json").read_text(encoding="utf-8"))):
+        own = folder / f"row_{place:02d}"
+        scores = tuple(json.loads((own / "scores.json").read_text(encoding="utf-8")))
+        rows[name] = Gallery(prompts, {0: tuple(own / f"{i:02d}.png" for i in range(len(prompts)))}, {0: scores})
+    return rows
 
 
 def read(run: Path) -> Gallery | None:
@@ -73,14 +98,26 @@ def read(run: Path) -> Gallery | None:
     folder = _folder(run)
     if not (folder / "prompts.json").exists():
         return None
-    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    prompts = tuple(FixedPrompt(r["text"], tuple(folder / n for n in r["references"]), r["meta"]) for r in rows)
+    prompts = _read_prompts(folder)
     pictures, scores = {}, {}
     for scored in sorted(folder.glob("step_*/scores.json")):
         step = int(scored.parent.name.removeprefix("step_"))
         pictures[step] = tuple(scored.parent / f"{i:02d}.png" for i in range(len(prompts)))
         scores[step] = tuple(json.loads(scored.read_text(encoding="utf-8")))
     return Gallery(prompts, pictures, scores)
+
+
+def _save_pictures(folder: Path, images: Sequence[Image.Image], scores: Sequence[Scores]) -> None:
+    """Pictures first: a step is there once its scores are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        image.save(folder / f"{i:02d}.png")
+    write_atomically(folder / "scores.json", json.dumps([dict(row) for row in scores], indent=1))
+
+
+def _read_prompts(folder: Path) -> tuple[FixedPrompt, ...]:
+    rows = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    return tuple(FixedPrompt(r["text"], tuple(folder / n for n in r["references"]), r["meta"]) for r in rows)
 
 
 def _folder(run: Path) -> Path:

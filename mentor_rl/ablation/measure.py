@@ -45,9 +45,8 @@ def outcome_of(plan: Plan) -> Outcome:
     for name in plan.arm_names:
         cells = {panel: _cells(name, plan.reference, each) for panel, each in panels.items()}
         seeds = tuple(seed for seed in plan.recipe.seeds if (name, seed) in results)
-        arms[name] = ArmOutcome(
-            _changes(changes.get(name)), _trained(plan, name), seeds, cells, _last_stages(plan, name)
-        )
+        folders = _folders(plan, name, benchmark=False), _folders(plan, name, benchmark=True)
+        arms[name] = ArmOutcome(_changes(changes.get(name)), _trained(plan, name), seeds, cells, *folders)
     missing = tuple(job.name for job in plan.jobs.values() if not job.finished)
     facts = _facts(plan, next(iter(results.values()), None))
     return Outcome(plan.folder.name, plan.recipe.about, plan.reference, plan.recipe.seeds, arms, missing, facts)
@@ -67,14 +66,14 @@ def _tuned(plan: Plan) -> dict[ArmSeed, Job]:
     return found
 
 
-def _last_stages(plan: Plan, arm: str) -> dict[str, str]:
-    """Seed -> run folder of the arm's last stage, where it is finished."""
+def _folders(plan: Plan, arm: str, benchmark: bool) -> dict[str, str]:
+    """Seed -> run folder of the arm's benchmark, or of its last stage, where it is finished."""
     found = {}
     for seed in plan.recipe.seeds:
         steps = plan.members.get((arm, seed), {})
-        stages = [plan.jobs[name] for step, name in steps.items() if step != BENCHMARK_STEP]
-        if stages and stages[-1].finished:
-            found[str(seed)] = str(stages[-1].folder.relative_to(plan.folder))
+        jobs = [plan.jobs[name] for step, name in steps.items() if (step == BENCHMARK_STEP) == benchmark]
+        if jobs and jobs[-1].finished:
+            found[str(seed)] = str(jobs[-1].folder.relative_to(plan.folder))
     return found
 
 

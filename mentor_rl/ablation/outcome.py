@@ -55,6 +55,7 @@ class ArmOutcome:
         seeds: those whose benchmark is finished.
         panels: panel -> metric -> cell.
         tuned: seed -> run folder of the last stage, below the ablation's, of those that are finished.
+        measured: the same of the benchmark.
     """
 
     changes: dict[str, Any]
@@ -62,6 +63,7 @@ class ArmOutcome:
     seeds: tuple[int, ...]
     panels: dict[str, dict[str, Cell]]
     tuned: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def shown_change(cell: Cell | None) -> str:
 
 def _arm(held: Mapping[str, Any]) -> ArmOutcome:
     panels = {panel: {name: Cell(**cell) for name, cell in cells.items()} for panel, cells in held["panels"].items()}
-    return ArmOutcome(held["changes"], tuple(held["trained"]), tuple(held["seeds"]), panels, held["tuned"])
+    told = {key: held[key] for key in ("changes", "tuned", "measured")}
+    return ArmOutcome(trained=tuple(held["trained"]), seeds=tuple(held["seeds"]), panels=panels, **told)
 
 
 def _finite(value: Any) -> Any:

@@ -24,7 +24,7 @@ from mentor_rl.evaluate.paired import (
     scores_of,
     verdict,
 )
-from mentor_rl.evaluate.result import Result
+from mentor_rl.evaluate.result import Result, Value
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def _side_of_result(result: Result, file: Path, policy: str | None) -> Side:
     }
     rows = rows_of(result, name)
     whole = result.metrics[rows[""]] if "" in rows else {}
-    means = {
-        key: float(value[0] if isinstance(value, list) else value) for key, value in whole.items() if _is_number(value)
-    }
+    means = {key: number for key, value in whole.items() if (number := _number(value)) is not None}
     several = len(policies_of(result)) > 1
     return Side(
         name if several else f"{file.parent.parent.name}: {name}", str(file), facts, scores_of(result, name), means
@@ -175,5 +173,7 @@ def _difference(before: Scores, after: Scores) -> str:
     return f"{len(after.items)} with {len(second - first)} others (first: {min(second - first, default='none')[:60]})"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, list))
+def _number(value: Value) -> float | None:
+    if isinstance(value, list):
+        return value[0]
+    return float(value) if isinstance(value, (int, float)) else None

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from mentor_base.data.schema import Example
+from mentor_base.data.schema import Example, Prompt
 from mentor_base.images import contact_sheet
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Split
+from mentor_rl import gallery
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.emojibench import (
@@ -236,10 +237,22 @@ class _Bench:
             for name, measured in self.measured[split].items()
             if name in self.scales or name.startswith("text only")
         ]
+        gallery.save_rows(self.folder.path / "results" / "pictures" / split, *self._shown(split))
         rows = [[e.images[0], e.target, *(pictures[i] for pictures in drawn)] for i, e in enumerate(examples)]
         first = split == self.recipe.splits[0]
         file = self.folder.result_path(BENCHMARK if first else f"{BENCHMARK}_{split}").with_suffix(".png")
         contact_sheet(rows, [example.prompt().plain_text for example in examples]).save(file)
+
+    def _shown(self, split: Split) -> tuple[list[Prompt], dict[str, gallery.Row]]:
+        """The gallery's prompts, and each policy's pictures of the first sampling seed with their scores."""
+        prompts = [example.prompt() for example in self.items[split][:GALLERY_ITEMS]]
+        rows: dict[str, gallery.Row] = {}
+        for name, measured in self.measured[split].items():
+            if name in self.scales:
+                first = zip(measured.cp_IS[:, 0], measured.pf_IS[:, 0], strict=True)
+                scores = [{"CP": round(float(cp), 5), "PF": round(float(pf), 5)} for cp, pf in first]
+                rows[name] = measured.pictures, scores[: len(prompts)]
+        return prompts, rows
 
 
 def _point(measured: Measured) -> dict[str, float]:

@@ -19,11 +19,12 @@ from mentor_rl.ablation.outcome import (
     shown_change,
     shown_value,
 )
+from mentor_rl.gallery import Gallery
 from mentor_rl.plot import Point, heat_map
 from mentor_rl.report.benchmarks import scatter
 from mentor_rl.report.curves import Metrics, charts_of_runs, mean_metrics, read_metrics
 from mentor_rl.report.markup import figure, section, table
-from mentor_rl.report.pictures import last_pictures, side_by_side
+from mentor_rl.report.pictures import benchmark_pictures, last_pictures, side_by_side
 
 NAMED = 6  # unfinished runs
 
@@ -42,7 +43,9 @@ def ablation_section(folder: Path, label: str, anchor: str) -> str:
             "CP against PF", _scatter(outcome), "Large: the mean over seeds; small: each seed. Lines: equal products."
         ),
         section(
-            "Pictures", _pictures(folder, outcome), "The same prompt, first seed, the last recorded step of each arm."
+            "Pictures",
+            _pictures(folder, outcome),
+            "The same prompt and the first seed: the last recorded step of GRPO, or the benchmark's own.",
         ),
         section("Curves", _curves(folder, outcome), "Means over the seeds."),
     ]
@@ -128,8 +131,21 @@ def _pictures(folder: Path, outcome: Outcome) -> str:
     reference = columns.get(outcome.reference)
     if UNTUNED in outcome.arms and reference is not None:
         columns[UNTUNED] = reference[0], reference[0].steps[0]
+    if not columns:  # nothing was tuned by GRPO: the benchmark's own pictures
+        columns = _measured_pictures(folder, outcome)
     ordered = {name: columns[name] for name in outcome.arms if name in columns}
     return side_by_side(ordered, list(outcome.arms))
+
+
+def _measured_pictures(folder: Path, outcome: Outcome) -> dict[str, tuple[Gallery, int]]:
+    """What each arm of the first seed drew for the first items of the benchmark's last split."""
+    columns = {}
+    for name, arm in outcome.arms.items():
+        measured = arm.measured.get(str(outcome.seeds[0]))
+        splits = benchmark_pictures(folder / measured) if measured is not None else {}
+        if splits:
+            columns[name] = next(iter(list(splits.values())[-1].values()))  # each holds the arm's policy alone
+    return columns
 
 
 def _curves(folder: Path, outcome: Outcome) -> str:

@@ -73,6 +73,13 @@ def side_by_side(columns: Mapping[str, tuple[Gallery, int]], order: Sequence[str
     return f'{legend(places_of)}<div class="wide cards" {wide}>{"".join(cards)}</div>' if cards else ""
 
 
+def benchmark_pictures(run: Path) -> dict[str, dict[str, tuple[Gallery, int]]]:
+    """Split -> row -> what a benchmark kept of its first items, as columns for ``side_by_side``."""
+    folders = sorted((run / "results" / "pictures").glob("*/"))
+    found = {folder.name: gallery.read_rows(folder) for folder in folders}
+    return {split: {name: (shown, 0) for name, shown in rows.items()} for split, rows in found.items() if rows}
+
+
 def last_pictures(run: Path) -> tuple[Gallery, int] | None:
     """The run's fixed prompts and its last recorded step; None where it kept none."""
     shown = gallery.read(run)

@@ -16,7 +16,7 @@ from mentor_rl.monitors.sentences import Sign, signs
 from mentor_rl.report.benchmarks import read_results, results_section
 from mentor_rl.report.curves import Metrics, charts_of_run, read_metrics
 from mentor_rl.report.markup import details, section
-from mentor_rl.report.pictures import before_after, over_time, sample_grids
+from mentor_rl.report.pictures import before_after, benchmark_pictures, over_time, sample_grids, side_by_side
 
 
 def run_section(path: Path, label: str, anchor: str) -> str:
@@ -34,6 +34,7 @@ def run_section(path: Path, label: str, anchor: str) -> str:
         facts_strip(facts_of(recipe, manifest, metrics)),
         section("Before and after", before_after(shown) if shown else "", f"{before}step {max(steps, default=0)}."),
         results_section(read_results(path)),
+        *_benchmark_pictures(path),
         _signs(watched),
         section("Curves", charts_of_run(metrics, [sign.alarm for sign in watched if sign.alarm is not None])),
         section("Fixed prompts over time", over_time(shown) if shown else "", "Scores show on hover."),
@@ -60,6 +61,14 @@ def facts_of(recipe: Mapping[str, Any], manifest: Mapping[str, Any], metrics: Me
 def facts_strip(facts: Mapping[str, Any]) -> str:
     items = "".join(f"<div><b>{escape(str(v))}</b><span>{k}</span></div>" for k, v in facts.items() if v is not None)
     return f'<div class="facts">{items}</div>'
+
+
+def _benchmark_pictures(path: Path) -> list[str]:
+    """The first items of each split, policies side by side."""
+    return [
+        section(f"Pictures: {split.replace('_', ' ')}", side_by_side(columns, list(columns)))
+        for split, columns in benchmark_pictures(path).items()
+    ]
 
 
 def _signs(watched: Sequence[Sign]) -> str:

@@ -246,6 +246,21 @@ def test_gallery_round_trip(run: RunFolder) -> None:
     assert shown.prompts[0].references[0].exists()
 
 
+def test_a_benchmark_s_rows_stand_side_by_side(run: RunFolder, tmp_path: Path) -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    prompts = [Prompt("<image> this fox", (red,)), Prompt(f"<image> {HOSTILE}", (red,))]
+    rows = {"before": ([red] * 2, [{"CP": 0.1}] * 2), "after": ([blue] * 2, [{"CP": 0.7}, {"CP": None}])}
+    folder = run.path / "results" / "pictures" / "unseen_pairs"
+    gallery.save_rows(folder, prompts, rows)
+    kept = gallery.read_rows(folder)
+    assert list(kept) == ["before", "after"]
+    assert kept["after"].scores[0] == ({"CP": 0.7}, {"CP": None})
+    page = write_report([run.path], tmp_path).read_text(encoding="utf-8")
+    shown = page.partition("Pictures: unseen pairs")[2].partition("<h2>")[0]
+    assert shown.count("class='card'") == 2
+    assert "<td>CP</td><td>0.100</td><td>0.700</td>" in shown
+
+
 def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong() -> None:
     assert line_chart("empty", {"a": [(0, float("nan"))]}) == ""
     svg = scatter_chart("cp pf", {"low": (0.1, 0.1), "high": (0.9, 0.9)}, "PF", "CP")
