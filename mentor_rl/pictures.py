@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mentor_base.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """The whole picture, decoded, RGB; transparent parts over white.
+def open_picture(path: str | Path, upright: bool = False) -> Image.Image:
+    """The whole picture, decoded, RGB; transparent parts over white; ``upright``: turned as its EXIF says.
 
     Raises:
         UserError: missing, not a picture, truncated, or too large to be one.
@@ -23,7 +23,7 @@ def open_picture(path: str | Path) -> Image.Image:
         raise UserError(f"{file}: expected a picture, found {'a folder' if file.is_dir() else 'no such file'}")
     try:
         with Image.open(file) as image:
-            rgba = image.convert("RGBA")
+            rgba = (ImageOps.exif_transpose(image) if upright else image).convert("RGBA")
     except UnidentifiedImageError as error:
         raise UserError(f"{file}: expected a picture, found a file of another kind") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -49,9 +49,21 @@ def import_ratings(
     Console().print(_table(facts))
     if judged is not None:
         print(f"judge: {judged.judge}")
+    print(_paper())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(_finite(facts), indent=1) + "\n")
+
+
+def _paper() -> str:
+    """The paper's agreement, for orientation."""
+    from mentor_rl.evaluate.published import published_tables
+
+    table = published_tables()["human_agreement"]
+    shown = "; ".join(
+        f"{axis} alpha {alpha}, judge = majority {match:.0%}" for axis, (alpha, match) in table.rows.items()
+    )
+    return f"MENTOR, other pictures and raters: {shown}. {table.footnote}"
 
 
 def _axis(ratings: list[Rating], axis: str, judged: Result | None) -> dict[str, Any]:

@@ -22,13 +22,14 @@ from typing import Any, Protocol
 from PIL import Image
 
 from mentor_base.data.schema import Prompt
+from mentor_base.errors import UserError
 from mentor_rl.evaluate.result import Value
 
 Reference = Callable[[], Image.Image]  # opened when it is needed: a data set may be larger than the memory
 Facts = Mapping[str, Any]  # JSON: what a judge found in one picture, e.g. {"cp": [3, 4, 3]}
 PictureKey = tuple[str, int]  # item id, seed
 
-_ID = re.compile(r"[\w+-][\w.+'(),&-]{0,199}")
+_ID = re.compile(r"[^./\x00-\x1f][^/\x00-\x1f]{0,199}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Item:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise ValueError(f"item id {self.id!r}: expected letters, digits and _ . + - ' ( ) , &")
+            raise UserError(f"item id {self.id!r}: expected the beginning of a file name: no '/', no '.' in front")
 
     def prompt(self) -> Prompt:
         """The prompt with its reference pictures."""

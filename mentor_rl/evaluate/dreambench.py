@@ -16,6 +16,7 @@ Shapes: S seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def _with_all(sample: Sample, pictures: Sequence[Path]) -> Sample:
     """The same sample with all pictures of its subject as references."""
     item = sample.item
     marks = " ".join(["<image>"] * len(pictures))
-    references = tuple((lambda file=file: open_picture(file)) for file in pictures)
+    references = tuple(partial(open_picture, file, upright=True) for file in pictures)
     return Sample(Item(item.id, f"{marks} x", references, item.subject, item.facts), sample.seed, sample.image)
 
 

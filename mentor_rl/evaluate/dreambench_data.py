@@ -74,7 +74,7 @@ def items_of(subjects: Sequence[Subject], template: str) -> Iterator[Item]:
             yield Item(
                 id=f"{subject.name}_p{number:02d}",
                 text=template.format(prompt=prompt.replace(IMAGE_MARK, ""), subject=subject.kind),
-                references=(partial(open_picture, subject.pictures[0]),),
+                references=(partial(open_picture, subject.pictures[0], upright=True),),
                 subject=subject.kind,
                 facts={"prompt": prompt, "subject": subject.name, "live": subject.live},
             )

@@ -66,7 +66,7 @@ def items_of(references: Sequence[ReferencePicture], template: str) -> Iterator[
             yield Item(
                 id=f"{reference.id}_p{number}",
                 text=template.format(prompt=prompt.replace(IMAGE_MARK, ""), subject=reference.subject),
-                references=(partial(open_picture, reference.file),),
+                references=(partial(open_picture, reference.file, upright=True),),
                 subject=reference.subject,
                 facts={"category": reference.category, "kind": kind, "prompt": prompt},
             )

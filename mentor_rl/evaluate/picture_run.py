@@ -7,6 +7,7 @@ RUN/results/<benchmark>.json, .md, .png
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class _Run:
         self.device = processes.device(recipe.device)
         self.all_items = tuple(benchmark.items())
         self.items = self.all_items[: recipe.limit]
+        self.questions = _digest(self.all_items)
 
     def run(self) -> Result | None:
         given = [self._given(name, path) for name, path in self.recipe.images.items()]  # faults show before the work
@@ -140,11 +142,16 @@ class _Run:
         file = folder / "policy.json"
         if self.processes.first and not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps({"policy": source}) + "\n")
+            write_atomically(file, json.dumps({"policy": source, "items": self.questions}) + "\n")
         self.processes.wait()
-        held = json.loads(file.read_text(encoding="utf-8"))["policy"]
-        if held.split()[-1] != source.split()[-1]:
-            raise UserError(f"{folder}: these pictures were drawn by {held}, found {source} now; delete the folder")
+        held = json.loads(file.read_text(encoding="utf-8"))
+        if held["policy"].split()[-1] != source.split()[-1]:
+            drawn_by = held["policy"]
+            raise UserError(f"{folder}: these pictures were drawn by {drawn_by}, found {source} now; delete the folder")
+        if held["items"] != self.questions:
+            raise UserError(
+                f"{folder}: these pictures were drawn for other prompts than are asked now; delete the folder"
+            )
 
     def _given(self, name: str, path: str) -> _Row:
         """A folder of pictures that somebody else has drawn.
@@ -193,7 +200,8 @@ class _Run:
         store.add([(key, marks[key], facts) for key, facts in zip(fresh, found, strict=True)])
 
     def _store(self, row: str) -> ScoreStore:
-        return ScoreStore(self.folder.path / "scores" / row, self.benchmark.judge, self.processes.rank)
+        identity = f"{self.benchmark.judge} {self.questions}"
+        return ScoreStore(self.folder.path / "scores" / row, identity, self.processes.rank)
 
     def _tabulate(self, rows: Sequence[_Row], stores: Mapping[str, ScoreStore]) -> Result:
         metrics: dict[str, dict[str, Value]] = {}
@@ -294,6 +302,12 @@ def protocol_markdown(result: Result) -> str:
     lines += [f"- scored: {result.coverage['scored']:g} of {result.coverage['items']:g} pictures"]
     lines += [f"- {note}" for note in result.notes]
     return "\n" + "\n".join(lines) + "\n"
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """Twelve digits that change with what is asked of the policies or of the judge."""
+    facts = [[item.id, item.text, item.subject, dict(item.facts)] for item in items]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _joined(row: str, part: str) -> str:

@@ -77,7 +77,7 @@ def table_beside(result: Result) -> PublishedTable | None:
     """The published table that a result's rows may stand beside; None where there is none.
 
     Raises:
-        UserError: a stand-in judged, or only some of the items were asked for.
+        UserError: a stand-in judged, only some of the items were asked for, or not all pictures have a score.
     """
     table = next((table for table in published_tables().values() if table.benchmark == result.benchmark), None)
     if table is None:
@@ -90,6 +90,8 @@ def table_beside(result: Result) -> PublishedTable | None:
         raise UserError(
             f"{result.benchmark}: only some of the items were asked for: not comparable with published numbers"
         )
+    if result.coverage.get("scored") != result.coverage.get("items"):
+        raise UserError(f"{result.benchmark}: not all pictures were scored: not comparable with published numbers")
     return table
 
 

@@ -93,7 +93,8 @@ class Result:
         """The table for a terminal: values alone, so that it fits; the intervals are in the JSON and the Markdown."""
         from rich.table import Table
 
-        caption = f"judge: {self.judge}; seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"
+        judge = f"judge{' (stand-in)' if self.stand_in else ''}: {self.judge}"
+        caption = f"{judge}; seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"
         shown = Table(
             title=self.benchmark, caption=caption, box=None, padding=(0, 1, 0, 0), header_style="bold", min_width=72
         )

@@ -25,6 +25,7 @@ from mentor_rl.evaluate.picture_run import run_benchmark
 from mentor_rl.evaluate.recipes import DreamBenchPlusRecipe, Judge
 from mentor_rl.evaluate.result import Result
 from mentor_rl.evaluate.rubrics import CONCEPT, FOLLOWING, STYLE
+from mentor_rl.pictures import open_picture
 
 sys.path.append(str(Path(__file__).parents[1] / "rewards"))
 from judge_server_stub import JudgeStub, Reply, fails, in_turn, says, texts
@@ -66,6 +67,16 @@ def test_items_have_the_published_ids_kinds_and_categories(data: Path) -> None:
     assert [item.facts["kind"] for item in items[:9]].count("style") == 3
     assert sum(item.facts["category"] == "human" for item in items) == 180
     assert items[0].prompt().images[0].size == (4, 4)
+
+
+def test_references_stand_upright(data: Path, tmp_path: Path) -> None:
+    """Orientation 6: a viewer turns the picture by a quarter."""
+    picture = Image.new("RGB", (8, 4))
+    tags = picture.getexif()
+    tags[0x0112] = 6
+    picture.save(tmp_path / "a.jpg", exif=tags)
+    assert open_picture(tmp_path / "a.jpg", upright=True).size == (4, 8)
+    assert open_picture(tmp_path / "a.jpg").size == (8, 4)
 
 
 def test_a_missing_data_set_is_one_line_with_the_layout(data: Path, tmp_path: Path) -> None:

@@ -197,6 +197,15 @@ def test_other_weights_do_not_go_on_with_drawn_pictures(recipe: dict[str, Any], 
         run(changed)
 
 
+def test_other_prompts_do_not_go_on_with_drawn_pictures(recipe: dict[str, Any]) -> None:
+    run(recipe)
+    Path(recipe["prompts"]).write_text("\n".join(["a green fox", *PROMPTS[1:]]), encoding="utf-8")
+    with pytest.raises(UserError, match="drawn for other prompts"):
+        run(recipe)
+    with pytest.raises(UserError, match="expected the beginning of a file name"):
+        Item("../fox", "a fox")
+
+
 def test_facts_hold_for_a_picture_and_a_judge_only(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path, "judge 1")
     store.add([(("a", 0), "p1", {"x": 1}), (("b", 0), "p2", Unscored("silent"))])

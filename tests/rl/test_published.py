@@ -68,6 +68,7 @@ def result(**changes: object) -> Result:
     metrics = {"fox": {"CP": 0.5, "PF": 0.25, "CP·PF": 0.125, "CP/PF": 2.0}, "fox · animal": {"CP": 0.75}}
     facts = {"metrics": metrics, "judge": "gpt-4o-2024-05-13", "checkpoints": {"fox": "runs/fox 12ab"}}
     facts |= {"details": {"items": 1350, "all items": 1350}, "notes": ("rubric text is ours",)}
+    facts |= {"coverage": {"items": 1350, "scored": 1350}}
     return Result("dreambench_plus", **{**facts, **changes})  # type: ignore[arg-type]
 
 
@@ -87,6 +88,8 @@ def test_a_stand_in_never_stands_beside_published_numbers() -> None:
     assert "0.65" not in text
     with pytest.raises(UserError, match="only some of the items"):
         table_beside(result(details={"items": 8, "all items": 1350}))
+    with pytest.raises(UserError, match="not all pictures were scored"):
+        table_beside(result(coverage={"items": 1350, "scored": 1349}))
     assert table_beside(Result("t2i_rewards", {})) is None
     with pytest.raises(UserError, match="did you mean 'MENTOR'"):
         published_tables()["fid"].value("MENTO", "FID")
