@@ -365,8 +365,12 @@ class Decoder(nn.Module):
             )
 
     def unconditional(self, prefix: Prefix) -> Prefix:
-        """The same prompts with nothing said: the table's last T rows under the same mask and positions."""
-        table = self.uncond[-prefix.mask_KT.shape[1] :].to(prefix.features_KTC.dtype)
+        """The same prompts with nothing said: the table's last T rows under the same mask and positions.
+
+        A prefix may be padded beyond the table (decode_graph.py).
+        """
+        slots = prefix.mask_KT.shape[1]
+        table = F.pad(self.uncond, (0, 0, max(0, slots - len(self.uncond)), 0))[-slots:].to(prefix.features_KTC.dtype)
         return prefix._replace(features_KTC=table.expand_as(prefix.features_KTC))
 
     def with_drop(self, prefix: Prefix, drop_K: torch.Tensor) -> Prefix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from mentor_base.checkpoint import model_folder
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
+from mentor_rl.bench.grpo_against import Turns, run_in_turns, write_random_policy
 from mentor_rl.bench.machine import PeakMemory, Spread
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.recipe_files import load_recipe
@@ -19,31 +21,74 @@ from mentor_rl.recipe_files import load_recipe
 SECONDS = "seconds/"
 
 
-def bench_grpo(recipe_file: Path, size: str, steps: int, overrides: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class GrpoSettings:
+    """Attributes:
+    size: of the recipe's policy; with ``tokens``, of a random one that takes its place.
+    against: "ar_grpo", or nothing to compare with.
+    overrides: of the recipe.
+    """
+
+    size: str
+    recipe: str
+    steps: int
+    overrides: list[str]
+    tokens: int | None = None
+    against: str | None = None
+
+
+def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
     """Train ``steps`` + 1 steps in a temporary folder; the first one, which warms up, is left out."""
     from mentor_rl.grpo_run import train_grpo
 
     with tempfile.TemporaryDirectory() as folder:
-        silent = [f"run={folder}/run", f"optimisation.steps={steps + 1}", "monitoring.every=1000000"]
-        recipe = load_recipe(recipe_file, [*overrides, *silent, "checkpoints.every=1000000"])
+        silent = [f"run={folder}/run", f"optimisation.steps={settings.steps + 1}", "monitoring.every=1000000"]
+        if settings.tokens is not None:
+            write_random_policy(settings.size, settings.tokens, Path(folder) / "policy")
+            silent.append(f"policy={folder}/policy")
+        recipe = load_recipe(Path(settings.recipe), [*settings.overrides, *silent, "checkpoints.every=1000000"])
         if not isinstance(recipe, GrpoRecipe):
-            raise UserError(f"{recipe_file}: kind: expected grpo, found '{recipe.kind}'")
-        _check_size(recipe, size)
+            raise UserError(f"{settings.recipe}: kind: expected grpo, found '{recipe.kind}'")
+        if settings.tokens is None:
+            _check_size(recipe, settings.size)
         run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
+        pictures = recipe.algorithm.group_size * recipe.algorithm.prompts_per_step
+        if settings.against is not None:
+            turns = run_in_turns(recipe, run)
+            return {"pictures": pictures, **compared(_steps(run)[1:], turns, pictures)}
         peak = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         train_grpo(recipe, run)
         grown = peak.grown()
-        lines = [line for line in run.metrics() if "seconds/update" in line]
-    pictures = recipe.algorithm.group_size * recipe.algorithm.prompts_per_step
-    return {"pictures": pictures, "peak_bytes": grown, **cost_split(lines[1:], pictures)}
+        return {"pictures": pictures, "peak_bytes": grown, **cost_split(_steps(run)[1:], pictures)}
+
+
+def compared(lines: list[dict[str, Any]], turns: Turns, pictures: int) -> dict[str, Any]:
+    """The numbers of both, and ratios of theirs to ours; ``lines`` and ``turns`` without and with the first step."""
+    theirs = [{f"{SECONDS}{name}": value for name, value in found.seconds.items()} for found in turns.found[1:]]
+    ratios = [step_seconds(other) / step_seconds(mine) for mine, other in zip(lines, theirs, strict=True)]
+    return {
+        "peak_bytes": turns.ours,
+        **cost_split(lines, pictures),
+        "against": {"peak_bytes": turns.theirs, **cost_split(theirs, pictures)},
+        "ratio": Spread.of(ratios).as_json(),
+        "peak_ratio": turns.theirs / turns.ours,
+    }
+
+
+def step_seconds(line: dict[str, Any]) -> float:
+    """Of all phases."""
+    return float(sum(value for key, value in line.items() if key.startswith(SECONDS)))
+
+
+def _steps(run: RunFolder) -> list[dict[str, Any]]:
+    return [line for line in run.metrics() if "seconds/update" in line]
 
 
 def cost_split(lines: list[dict[str, Any]], pictures: int) -> dict[str, Any]:
     """Means by phase, and the spread of whole steps, from lines of metrics."""
     phases = sorted({key for line in lines for key in line if key.startswith(SECONDS)})
-    steps = [sum(line[key] for key in phases if key in line) for line in lines]
     means = {key.removeprefix(SECONDS): sum(line.get(key, 0.0) for line in lines) / len(lines) for key in phases}
-    seconds = Spread.of(steps)
+    seconds = Spread.of([step_seconds(line) for line in lines])
     return {"seconds": seconds.as_json(), "phases": means, "pictures_per_s": pictures / seconds.median}
 
 
@@ -52,5 +97,5 @@ def _check_size(recipe: GrpoRecipe, size: str) -> None:
     if facts.get("size") != size:
         raise UserError(
             f"--size: expected the size of the recipe's policy, '{facts.get('size')}', found '{size}'; "
-            "another policy: policy=FOLDER after the options"
+            "a random policy of that size: --tokens; another one: policy=FOLDER after the options"
         )

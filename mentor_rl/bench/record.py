@@ -139,8 +139,11 @@ def _greedy(record: Record) -> str:
     return share if margin is None else f"{share}; the others part at margins of at most {margin:.2g}"
 
 
-def _phases(record: Record) -> str:
-    return ", ".join(f"{name} {seconds:.3g}" for name, seconds in record.numbers["phases"].items())
+def _phases(key: str = "phases") -> Callable[[Record], str]:
+    def cell(record: Record) -> str:
+        return ", ".join(f"{name} {seconds:.3g}" for name, seconds in (_at(record.numbers, key) or {}).items())
+
+    return cell
 
 
 def _shape(record: Record) -> str:
@@ -169,9 +172,14 @@ COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
         "size": _setting("size"),
         "pictures a step": _number("pictures", form=".0f"),
         "s a step": _seconds("seconds"),
-        "seconds by phase": _phases,
+        "seconds by phase": _phases(),
         "pictures/s": _number("pictures_per_s"),
         "peak MB": _number("peak_bytes", 1e-6, ".0f"),
+        "AR-GRPO's way: s a step": _seconds("against.seconds"),
+        "by phase": _phases("against.phases"),
+        "its peak MB": _number("against.peak_bytes", 1e-6, ".0f"),
+        "**ratio** of seconds": _seconds("ratio"),
+        "of peaks": _number("peak_ratio"),
     },
     "sft": {
         "size": _setting("size"),
@@ -179,7 +187,7 @@ COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
         "batch": _setting("batch"),
         "parameters, millions": _number("parameters", 1e-6, ".4g"),
         "s a step": _seconds("seconds"),
-        "seconds by phase": _phases,
+        "seconds by phase": _phases(),
         "tokens/s": _number("tokens_per_s", form=".4g"),
         "TFLOP a step": _number("flops", 1e-12),
         "TFLOP/s of a large product": _number("product_rate", 1e-12),
@@ -202,7 +210,11 @@ NOTES = {
         "turns. Where fewer tokens were timed than drawn, they lie in the middles of four equal parts of the picture, "
         "and each part counts as its middle does; `timed` in the JSON says how many. Random weights; greedy."
     ),
-    "grpo": "Steps of the real trainer on a shipped recipe, the first left out; seconds as it logs them.",
+    "grpo": (
+        "Steps of the real trainer on a shipped recipe, the first left out; seconds as it logs them. AR-GRPO's way of "
+        "working is re-created (`mentor_rl/bench/ar_grpo_step.py`) on the same weights, prompts, rewards and random "
+        "numbers in the same process, the two taking turns; peaks are what a step adds to memory."
+    ),
     "sft": "Forward, backward and AdamW, one picture prompt per sample, random weights; `MFU` is of the product rate.",
     "load": (
         "`mentor import` of a checkpoint with random weights and loading of its result, each in a process of its own; "

@@ -61,14 +61,20 @@ def bench_grpo(
     size: Annotated[str, typer.Option(help="Of the recipe's policy.")] = "tiny",
     recipe: Annotated[Path, typer.Option(help="Of kind grpo.")] = Path("recipes/emoji/grpo_subject.yaml"),
     steps: Annotated[int, typer.Option(min=1, help="Timed steps, after one that warms up.")] = 5,
+    tokens: Annotated[
+        int | None, typer.Option(min=4, help="Put a random policy of --size with so many tokens in the policy's place.")
+    ] = None,
+    against: Annotated[
+        Literal["ar_grpo"] | None, typer.Option(help="Time AR-GRPO's way of working in turns with ours.")
+    ] = None,
     threads: Threads = None,
     out: Out = None,
 ) -> None:
-    """What a GRPO step costs, by phase, with the real trainer."""
+    """What a GRPO step costs, by phase, with the real trainer; and the ratio to AR-GRPO's way of working."""
     from mentor_rl.bench import grpo
 
-    asked = {"size": size, "recipe": str(recipe), "steps": steps, "overrides": overrides or []}
-    _measure("grpo", asked, lambda: grpo.bench_grpo(recipe, size, steps, overrides or []), None, threads, out)
+    settings = grpo.GrpoSettings(size, str(recipe), steps, overrides or [], tokens, against)
+    _measure("grpo", vars(settings), lambda: grpo.bench_grpo(settings), None, threads, out)
 
 
 @bench_app.command("sft")

@@ -31,6 +31,12 @@ def test_static_steps_draw_what_the_loop_draws_call_after_call(window: int, guid
         torch.testing.assert_close(static.logp_NL, plain.logp_NL, atol=1e-5, rtol=0)
 
 
+def test_prefixes_may_be_padded_beyond_the_unconditional_table() -> None:
+    sampling = Sampling(guidance_scale=3.0)
+    static = drawn(DecodeEngine("eager", slots=100), sampling, 0)
+    assert torch.equal(static.tokens_NL, drawn(None, sampling, 0).tokens_NL)
+
+
 def test_a_result_is_not_overwritten_by_the_next_call() -> None:
     engine = DecodeEngine("eager", slots=56)
     first = drawn(engine, Sampling(), 0)

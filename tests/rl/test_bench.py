@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from grpo_toys import toy_recipe
 from typer.testing import CliRunner
 
 from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError
-from mentor_rl.bench import rollout
+from mentor_base.runlog import RunFolder
+from mentor_rl.bench import grpo, grpo_against, rollout
 from mentor_rl.bench.bandwidth import RolloutShape, decoder_weights, rollout_bytes, step_bytes
 from mentor_rl.bench.decoder_policy import DecoderPolicy, plain_config, random_policy, random_prefix
 from mentor_rl.bench.grpo import cost_split
@@ -21,6 +23,7 @@ from mentor_rl.bench.machine import PeakMemory, Spread, copy_bandwidth, product_
 from mentor_rl.bench.record import FIELDS, Record, page, table
 from mentor_rl.bench.reference_sampler import ReferenceSampler, reference_draw
 from mentor_rl.cli import app
+from mentor_rl.recipe import GrpoRecipe
 
 CPU = torch.device("cpu")
 SMALL = rollout.RolloutSettings("tiny", 4, 2, 7.5, 16, 12, "float32", against="reference", repeats=2)
@@ -135,6 +138,50 @@ def test_a_steps_cost_is_split_as_the_trainer_logs_it() -> None:
     assert split["pictures_per_s"] == 2.0
 
 
+def test_ar_grpos_way_takes_the_step_that_our_trainer_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures, rewards, loss and weights, from a random policy, by one step of each with guided rollouts."""
+    held: dict[str, Any] = {}
+    run = grpo_against.run_trainer
+
+    def watched(trainer: Any, folder: Any) -> None:
+        run(trainer, folder)
+        held["trainer"] = trainer
+
+    monkeypatch.setattr(grpo_against, "run_trainer", watched)
+    grpo_against.write_random_policy("tiny", 16, tmp_path / "policy")
+    values = toy_recipe(
+        tmp_path / "policy",
+        tmp_path / "run",
+        steps=1,
+        algorithm={"guidance": {"scale": 3.0, "logprob": "conditional"}, "micro_batch": 4},
+        monitoring={"every": 100, "prompts": 1},
+    )
+    recipe = GrpoRecipe.model_validate(values)
+    folder = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
+    with pytest.warns(UserWarning, match="not those of the distribution that is sampled"):
+        turns = grpo_against.run_in_turns(recipe, folder)
+    trainer, (found,) = held["trainer"], turns.found
+    assert torch.equal(found.tokens_NL, trainer._rollout.tokens_NL)
+    line = list(folder.metrics())[1]
+    assert found.loss == pytest.approx(line["loss"], abs=1e-5)
+    assert found.gradient == pytest.approx(line["grad_norm"], rel=1e-4)
+    theirs, start = turns.other.policy.decoder.state_dict(), turns.other.reference.decoder.state_dict()
+    for name, ours in trainer.model.decoder.state_dict().items():  # AdamW's first step has a fixed size
+        moved = (ours - start[name]).abs() > 1e-3
+        parted = (ours - theirs[name]).abs() > 3e-4  # where the gradient's sign is a matter of rounding
+        assert parted.float().mean() <= 0.01 * moved.float().mean()
+    assert moved.any()
+    assert min(turns.ours, turns.theirs) > 0
+    numbers = grpo.compared([line], grpo_against_turns(turns), 8)
+    assert numbers["ratio"]["median"] == pytest.approx(sum(found.seconds.values()) / grpo.step_seconds(line))
+
+
+def grpo_against_turns(turns: grpo_against.Turns) -> grpo_against.Turns:
+    """With a step in front that warms up."""
+    turns.found = [turns.found[0], *turns.found]
+    return turns
+
+
 def test_commands_write_records_and_the_page_is_made_of_them(tmp_path: Path) -> None:
     file = tmp_path / "rollout.json"
     small = ["--size", "tiny", "--batch", "4", "--prompts", "2", "--tokens", "16", "--prefix", "8", "--repeats", "1"]
@@ -184,6 +231,8 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
         (["load"], "expected either SOURCE"),
         (["load", "--size", "XLL"], "unknown size 'XLL'; did you mean 'XL'"),
         (["grpo", "--size", "B"], "--size: expected the size of the recipe's policy, 'tiny', found 'B'"),
+        (["grpo", "--tokens", "10"], "--tokens: expected a square number"),
+        (["grpo", "--tokens", "16", "--against", "ar_grpo"], "expected algorithm.guidance.logprob=conditional"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str) -> None:
