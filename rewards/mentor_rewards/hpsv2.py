@@ -55,7 +55,8 @@ class HPSv2(ClipReward):
             side: pixels that the tower looks at.
             antialias: as torchvision >= 0.17 resizes tensors; False as older ones did (other scores).
             backend: ``upstream`` is the package hpsv2, extra ``hpsv2``. It needs a torchvision that fits torch,
-                chooses its device itself, rereads the checkpoint on every call and counts no truncated prompts.
+                chooses its device itself, fetches LAION's ViT-H/14 (4 GB) from the hub, only to overwrite it, rereads
+                the checkpoint on every call and counts no truncated prompts.
         """
         super().__init__(checkpoint)
         self.tokenizer, self.sha256, self.side, self.antialias = tokenizer, sha256, side, antialias
