@@ -41,6 +41,7 @@ from mentor_base.images import over_white
 
 CLASSES = 150
 TAU = 24  # of 255
+TAUS = tuple(range(4, 132, 4))  # to tune among
 PROMPT = "The {label} in <image>."
 NAMES_FILE = "objectInfo150.txt"
 LAYOUT = (
@@ -216,9 +217,11 @@ def mean_iou(tally_K3: np.ndarray) -> np.ndarray:
 
 
 def best_tau(
-    drawings: Sequence[Image.Image], masks: Sequence[np.ndarray], candidates: Sequence[int] = tuple(range(4, 68, 4))
+    drawings: Sequence[Image.Image], masks: Sequence[np.ndarray], candidates: Sequence[int] = TAUS
 ) -> tuple[int, dict[int, float]]:
     """The threshold whose masks are nearest to the true ones (mean IoU over drawings), and all candidates' values.
+
+    All pixels count here, "other" ones too: in a true cut-out they are black.
 
     For training pictures only: a threshold tuned on the validation split would flatter the policy. The smaller of two
     equally good ones wins.

@@ -63,7 +63,9 @@ class Ade20k:
     def __init__(self, recipe: Ade20kRecipe) -> None:
         self.recipe = recipe
         self.names = read_names(recipe.data)
-        self.scenes = {scene.name: scene for scene in self._chosen(read_scenes(recipe.data))}
+        scenes = read_scenes(recipe.data)
+        self._all = len(scenes)
+        self.scenes = {scene.name: scene for scene in self._chosen(scenes)}
         self.present = {scene.name: present(read_annotation(scene.annotation)) for scene in self.scenes.values()}
         self.tau = recipe.tau
         self._vq: Any = None
@@ -142,13 +144,14 @@ class Ade20k:
 
     def notes(self) -> Sequence[str]:
         """The protocols."""
-        notes = [
+        notes = [] if len(self.scenes) == self._all else [f"{len(self.scenes)} of {self._all} pictures, chosen by seed"]
+        notes += [
             "A: each label of the ground truth on its own; B: the same, merged into one map: optimistic beside "
             "segmenters, which are told no labels",
             "the paper's 19.91 (table 8) comes from a protocol that it does not give",
         ]
         if self.recipe.labels == "all":
-            notes.append(f"C: all 150 labels, merged, on {len(self.scenes)} pictures")
+            notes.append("C: all 150 labels of every picture, merged")
         return notes
 
     def _chosen(self, scenes: Sequence[Scene]) -> list[Scene]:

@@ -107,7 +107,8 @@ class Fid:
 
     def notes(self) -> Sequence[str]:
         """What the numbers depend on."""
-        notes = ["FID is biased upwards by small sets: compare at equal numbers of pictures only"]
+        made = len(self._texts) * len(self.recipe.seeds)
+        notes = [f"{made} pictures; FID is biased upwards by small sets: compare at equal numbers only"]
         if self.recipe.features != "inception":
             notes.append(f"features of {self.recipe.features}: not the FID of publications")
         return notes

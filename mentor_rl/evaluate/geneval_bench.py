@@ -69,7 +69,7 @@ class GenEval:
 
     @property
     def stand_in(self) -> bool:
-        """With other networks than the two that the recipe names by default."""
+        """With networks of another size than the published ones."""
         return any(network.stand_in for network in self._networks())
 
     @property

@@ -24,6 +24,7 @@ from mentor_rl.evaluate.geneval import COLOURS, Detection
 from mentor_rl.evaluate.recipes import CLIP_L14
 
 GROUND = "#999"
+_PUBLISHED = (1024, 14)  # width and patch: a local folder cannot prove its origin, but a wrong size can be seen
 SENTENCES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
 
 
@@ -53,7 +54,9 @@ class ClipColours:
         except RewardError as error:
             raise UserError(f"colours: {error}") from error
         digests = " ".join(digest[:12] for digest in self.tower.checksums.values())
-        self.name, self.stand_in = f"CLIP {source} {digests}", str(source) != CLIP_L14
+        vision = self.tower.model.config.vision_config
+        self.name = f"CLIP {source} {digests}"
+        self.stand_in = (vision.hidden_size, vision.patch_size) != _PUBLISHED
         self._classifiers: dict[str, torch.Tensor] = {}
 
     def __call__(self, image: Image.Image, objects: Sequence[Detection], name: str) -> list[str]:

@@ -39,6 +39,7 @@ from mentor_rl.evaluate.recipes import MASK2FORMER
 
 SHORT, LONG, MULTIPLE = 800, 1333, 32
 PAIRS = 100
+_PUBLISHED = (96, (2, 2, 18, 2), 100, SHORT, LONG)  # Swin-S with 100 queries: a wrong size can be seen, an origin not
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -95,7 +96,9 @@ class Mask2FormerDetector:
             raise UserError(f"detector: {source}: expected COCO's {len(CLASSES)} classes, found {classes}")
         self.short, self.long = short, long
         self.name = f"Mask2Former {source} {digest} at {short}/{long}"
-        self.stand_in = str(source) != MASK2FORMER or (short, long) != (SHORT, LONG)
+        swin = self.model.config.backbone_config
+        found = (swin.embed_dim, tuple(swin.depths), self.model.config.num_queries, short, long)
+        self.stand_in = found != _PUBLISHED
 
     @torch.inference_mode()
     def __call__(self, image: Image.Image) -> list[Detection]:

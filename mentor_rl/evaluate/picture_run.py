@@ -294,8 +294,8 @@ class _Run:
 
 def protocol_markdown(result: Result) -> str:
     """What was measured, with what, on what: the lines below a table."""
-    marks = "a stand-in" if result.stand_in else "as published"
-    lines = [f"- judge ({marks}): {result.judge}", f"- prompts: {result.prompts}"]
+    judge = "judge (a stand-in)" if result.stand_in else "judge"
+    lines = [f"- {judge}: {result.judge}", f"- prompts: {result.prompts}"]
     lines += [f"- {row}: {source}" for row, source in result.checkpoints.items()]
     sampling = ", ".join(f"{name} {value:g}" for name, value in result.details["sampling"].items())
     lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {sampling}"]

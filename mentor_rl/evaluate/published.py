@@ -107,7 +107,8 @@ def published_markdown(result: Result) -> str:
     lines = [f"| MENTOR, {where}: {table.title} | {' | '.join(table.columns)} |"]
     lines.append("|---" * (len(table.columns) + 1) + "|")
     lines += [f"| {name} | {' | '.join(map(shown, values))} |" for name, values in table.rows.items()]
-    for row in result.checkpoints:
+    comparable = any(table.columns.values())
+    for row in result.checkpoints if comparable else ():
         ours = (_ours(result, row, place) for place in table.columns.values())
         lines.append(f"| **{row}** (ours)[^protocol] | {' | '.join(map(cell, ours))} |")
     notes = " ".join([table.footnote.strip(), *(f"Here: {note}." for note in result.notes)])

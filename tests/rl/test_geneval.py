@@ -27,7 +27,7 @@ from mentor_rl.evaluate.geneval import (
     relations,
 )
 from mentor_rl.evaluate.geneval_bench import GenEval, accuracies
-from mentor_rl.evaluate.geneval_colours import cut_out
+from mentor_rl.evaluate.geneval_colours import ClipColours, cut_out
 from mentor_rl.evaluate.geneval_detector import (
     InstanceNetwork,
     Mask2FormerDetector,
@@ -39,6 +39,7 @@ from mentor_rl.evaluate.geneval_detector import (
 from mentor_rl.evaluate.picture_run import run_benchmark
 from mentor_rl.evaluate.recipes import GenEvalRecipe
 
+CLIP = Path(__file__).parents[2] / "recipes" / "emoji" / "checkpoints" / "clip"
 GROUND = (128, 128, 128)
 RGB = {
     "red": (220, 30, 30), "orange": (250, 140, 20), "yellow": (250, 230, 40), "green": (40, 170, 60),
@@ -361,3 +362,13 @@ def test_weights_that_are_nowhere_stop_before_drawing(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"detector: facebook/mask2former.*hf download"):
         GenEval(recipe)
+
+
+@pytest.mark.parametrize("colour", ["orange", "yellow", "blue", "purple"])
+def test_clip_names_colours(colour: str) -> None:
+    """With the CLIP of the emoji world, which knows these four of the ten (and takes some others for white)."""
+    image = picture(("cup", colour, 40, 30), ("bus", "black", 80, 60))
+    [cup] = [each for each in RectangleDetector()(image) if each.name == "cup"]
+    namer = ClipColours(CLIP)
+    assert namer(image, [cup, cup], "square") == [colour] * 2
+    assert namer.stand_in
