@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+
+Value = TypeVar("Value")
 
 
 @contextmanager
@@ -55,6 +59,14 @@ def whole_state(policy: nn.Module) -> dict[str, torch.Tensor]:
         name: value.full_tensor().cpu() if isinstance(value, DTensor) else value
         for name, value in policy.state_dict().items()
     }
+
+
+def of_main_process(value: Value) -> Value:
+    """What the main process passes, on every process."""
+    held = [value]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(held)
+    return held[0]
 
 
 def _of_zero3(policy: nn.Module) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 Task = Literal["t2i", "reconstruction", "segmentation", "recovery", "subject", "multi_image", "in_context", "editing"]
 Split = Literal["train", "val", "unseen_subjects", "unseen_pairs"]
+Tracker = Literal["wandb", "tensorboard", "trackio"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 
@@ -185,7 +186,7 @@ class Checkpoints(Section):
     """Resumable states kept in the run folder."""
 
     every: int = Field(gt=0, description="optimizer steps between two states")
-    keep: int = Field(2, gt=0)
+    keep: int = Field(2, gt=0, description="with 1 there is none to go back to when the newest is damaged")
 
 
 class TokenizerModel(Section):

@@ -53,6 +53,7 @@ from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints, Optimisation, PolicyModel, Stage, TrainedParts, Validation
 from mentor_base.stage_data import Collator, StageDataset
 from mentor_base.states import WholeStates, take_up
+from mentor_base.trackers import check_trackers, tracker_callbacks
 from mentor_base.trainer_arguments import one_device, shared_arguments
 from mentor_base.validation import StageValidation
 
@@ -89,9 +90,10 @@ def train_stage(
     if optimisation.threads is not None:
         torch.set_num_threads(optimisation.threads)
     hide_bars()
+    check_trackers(report_to)
     world = world_of(stage.mixture.data, run.broken_file)
     optimisation = in_steps(optimisation, stage.mixture, world, run)
-    args = training_arguments(optimisation, checkpoints, report_to, seed, run)
+    args = training_arguments(optimisation, checkpoints, seed, run)
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
     set_trained_parts(policy, stage.train, seed)
@@ -104,6 +106,7 @@ def train_stage(
             objective=objective,
             train_dataset=rows,
             callbacks=[
+                *tracker_callbacks(report_to, run),
                 ValidationCallback(validation.every),
                 *run_callbacks(run, guard, f"{stage.name} stage", checkpoints.keep),
             ],
@@ -251,7 +254,7 @@ class ValidationCallback(TrainerCallback):
 
 
 def training_arguments(
-    optimisation: Optimisation, checkpoints: Checkpoints, report_to: tuple[str, ...], seed: int, run: RunFolder
+    optimisation: Optimisation, checkpoints: Checkpoints, seed: int, run: RunFolder
 ) -> TrainingArguments:
     """The Trainer's arguments. ``batch`` counts all processes; micro-batches and accumulation follow from it.
 
@@ -262,7 +265,7 @@ def training_arguments(
     split = split_batch(optimisation, processes)
     return one_device(
         TrainingArguments(
-            **shared_arguments(optimisation, checkpoints, report_to, seed, run),
+            **shared_arguments(optimisation, checkpoints, seed, run),
             per_device_train_batch_size=split.micro,
             gradient_accumulation_steps=split.accumulation,
             logging_steps=max(1, optimisation.steps // LOG_LINES),

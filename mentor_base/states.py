@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import Trainer
 
+from mentor_base.engines import of_main_process
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder, write_atomically
 
@@ -142,15 +142,13 @@ def take_up(run: RunFolder, main_process: bool = True) -> Path | None:
 
     The main process looks and tells the others. Make the RunLogCallback before: it reads the time spent so far.
     """
-    found: list[Path | None] = [None]
+    state = None
     if main_process:
-        found = [newest_sound(run.state)]
-        run.rewind(step_of(found[0]) if found[0] is not None else -1)
-        if found[0] is not None:
-            logger.warning("%s: goes on from step %d", run.path, step_of(found[0]))
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
+        state = newest_sound(run.state)
+        run.rewind(step_of(state) if state is not None else -1)
+        if state is not None:
+            logger.warning("%s: goes on from step %d", run.path, step_of(state))
+    return of_main_process(state)
 
 
 def remove(state: Path) -> None:
@@ -195,6 +193,13 @@ def _flushed_digest(file: Path) -> str:
 def _digest(file: Path) -> str:
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def flush(folder: Path) -> None:
+    """Bring all files of a folder to the disk."""
+    for name in _files(folder):
+        with (folder / name).open("rb") as handle:
+            os.fsync(handle.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +11,7 @@ from transformers import TrainingArguments
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import AdamW, Checkpoints
+from mentor_base.trackers import PROJECT, tracked_name
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -23,9 +23,7 @@ CHECKPOINTING = next(
 )
 
 
-def shared_arguments(
-    optimisation: AdamW, checkpoints: Checkpoints, report_to: Sequence[str], seed: int, run: RunFolder
-) -> dict[str, Any]:
+def shared_arguments(optimisation: AdamW, checkpoints: Checkpoints, seed: int, run: RunFolder) -> dict[str, Any]:
     """Fields of TrainingArguments that do not depend on the kind of training.
 
     Raises:
@@ -53,7 +51,9 @@ def shared_arguments(
         "save_steps": checkpoints.every,
         "save_total_limit": None,  # CheckpointCallback deletes, in a safe order
         "eval_strategy": "no",  # our callbacks ask
-        "report_to": list(report_to) or "none",
+        "report_to": "none",  # trackers.py makes the callbacks
+        "project": PROJECT,
+        "run_name": tracked_name(run),
         "seed": seed,
         "disable_tqdm": True,
         "remove_unused_columns": False,

@@ -48,8 +48,8 @@ or `mentor sample {name} --text "..." --image ref.png --out out.png`.
 BEFORE_AFTER_ROWS = 12
 
 
-def write_card(run: RunFolder, folder: Path, dtype: str) -> None:
-    """Write README.md and the files that it shows into an export's folder."""
+def write_card(run: RunFolder, folder: Path, dtype: str, best: Mapping[str, Any] | None = None) -> None:
+    """Write README.md and the files that it shows into an export's folder. ``best``: see monitors/best.py."""
     recipe = run.recipe()
     shutil.copyfile(run.path / "recipe.yaml", folder / "recipe.yaml")
     shutil.copyfile(run.path / "manifest.json", folder / "manifest.json")
@@ -59,7 +59,7 @@ def write_card(run: RunFolder, folder: Path, dtype: str) -> None:
         f"# {run.path.name}\n",
         _purpose(recipe),
         USE.format(name=folder_name(folder)) if recipe["kind"] in ("sft", "grpo") else "",
-        _facts(run, dtype),
+        _facts(run, dtype, best),
         _benchmarks(run, folder),
         _before_after(run, folder),
         _curves(run, folder),
@@ -91,12 +91,12 @@ def _purpose(recipe: Mapping[str, Any]) -> str:
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
-def _facts(run: RunFolder, dtype: str) -> str:
+def _facts(run: RunFolder, dtype: str, best: Mapping[str, Any] | None) -> str:
     manifest = run.manifest()
     steps = max((line["step"] for line in run.metrics()), default=0)
     rows = {
         "seed": run.recipe().get("seed"),
-        "optimizer steps": steps,
+        "optimizer steps": steps if best is None else _best_step(best),
         "minutes": round(manifest.get("seconds", run_seconds(run)) / 60, 1),
         "weights": f"{dtype}, safetensors",
         "python": manifest.get("python"),
@@ -106,6 +106,13 @@ def _facts(run: RunFolder, dtype: str) -> str:
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
     return f"## How it was made\n\n| | |\n|---|---|\n{table}\n{_last_metrics(run)}"
+
+
+def _best_step(best: Mapping[str, Any]) -> str:
+    return (
+        f"{best['step']}, with the best {best['metric']} ({best['value']:.4g}, {best['mode']}) of {best['of']} "
+        "evaluations on the fixed prompts: too good by their noise"
+    )
 
 
 def run_seconds(run: RunFolder) -> float:

@@ -118,11 +118,15 @@ def export(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="Of the weights on disk; default: float32 (hf), else as they are stored."),
     ] = None,
+    best: Annotated[bool, typer.Option("--best", help="RUN/best instead of the last policy.")] = False,
 ) -> None:
     """Write a finished run as a folder that from_pretrained loads, with a model card; or as a reference checkpoint."""
     from mentor_rl.export import export_file, export_run
 
-    print(export_run(run, out, dtype or "float32") if layout == "hf" else export_file(run, out, layout, dtype))
+    if layout == "hf":
+        print(export_run(run, out, dtype or "float32", best))
+    else:
+        print(export_file(run / "best" if best else run, out, layout, dtype))
 
 
 @app.command()

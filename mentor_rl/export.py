@@ -17,27 +17,31 @@ from typing import Literal
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_rl.card import write_card
+from mentor_rl.monitors.best import FOLDER as BEST
+from mentor_rl.monitors.best import best_of
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 POLICY_KINDS = ("sft", "grpo")
 
 
-def export_run(run_path: Path, out: Path, dtype: Dtype = "float32") -> Path:
+def export_run(run_path: Path, out: Path, dtype: Dtype = "float32", best: bool = False) -> Path:
     """Write the run's model, card, recipe, curves and pictures to ``out``, all or nothing.
+
+    ``best``: the policy in RUN/best instead of the last one; the run need not be finished.
 
     Raises:
         UserError: not a run, not finished, or ``out`` holds something.
     """
-    run = _finished_run(run_path)
+    run = _run_with_best(run_path) if best else _finished_run(run_path)
     kind = str(run.recipe().get("kind"))
     if kind not in POLICY_KINDS and dtype != "float32":
         raise UserError(f"--dtype: expected float32, since a run of kind '{kind}' is copied as it is; found {dtype}")
     with new_folder(out) as folder:
         if kind in POLICY_KINDS:
-            _write_policy(run, folder, dtype)
+            _write_policy(run.path / BEST if best else run.path, folder, dtype)
         else:
             shutil.copytree(run.final, folder, dirs_exist_ok=True)
-        write_card(run, folder, dtype)
+        write_card(run, folder, dtype, best_of(run.path) if best else None)
         make_readable(folder)
     return out
 
@@ -62,12 +66,12 @@ def export_file(source: Path, out: Path, layout: Literal["mentor", "llamagen"], 
     return out
 
 
-def _write_policy(run: RunFolder, folder: Path, dtype: Dtype) -> None:
+def _write_policy(source: Path, folder: Path, dtype: Dtype) -> None:
     from mentor_base.callbacks import hide_bars
     from mentor_base.checkpoint import load_policy, save_policy
 
     hide_bars()
-    model, processor = load_policy(run.path)
+    model, processor = load_policy(source)
     save_policy(model, processor, folder, dtype=dtype)
 
 
@@ -81,17 +85,28 @@ def make_readable(folder: Path) -> None:
 
 
 def _finished_run(path: Path) -> RunFolder:
-    if not path.is_dir():
-        raise UserError(f"{path}: expected a run folder, found {'a file' if path.exists() else 'no such folder'}")
-    if not (path / MARKER).exists():
-        raise UserError(f"{path}: expected a run folder (with {MARKER}), found a folder of another kind")
-    run = RunFolder(path)
+    run = _run(path)
     if not run.finished:
         kind = run.recipe().get("kind")
         if kind == "evaluate":
             raise UserError(f"{path}: expected a run that made a model, found a benchmark")
         raise UserError(f"{path}: expected a finished run, found no model in {run.final}; train it to the end first")
     return run
+
+
+def _run_with_best(path: Path) -> RunFolder:
+    run = _run(path)
+    if best_of(path) is None:
+        raise UserError(f"{path}: expected a run with a best policy (monitoring.best), found none in {path / BEST}")
+    return run
+
+
+def _run(path: Path) -> RunFolder:
+    if not path.is_dir():
+        raise UserError(f"{path}: expected a run folder, found {'a file' if path.exists() else 'no such folder'}")
+    if not (path / MARKER).exists():
+        raise UserError(f"{path}: expected a run folder (with {MARKER}), found a folder of another kind")
+    return RunFolder(path)
 
 
 @contextmanager

@@ -37,13 +37,23 @@ class PhaseClock(TrainerCallback):
         if name is not None:
             self._phases[name] += time.perf_counter() - began
 
-    def metrics(self, pictures: int) -> dict[str, float]:
-        """Seconds of the last step by phase, and pictures trained on per second; starts anew."""
+    def metrics(self, pictures: int, tokens: int) -> dict[str, float]:
+        """Seconds of the last step by phase; pictures trained on per second of the step, tokens drawn per second of its
+        rollout (where it drew). Starts anew.
+
+        Args:
+            pictures: of a step, over all processes.
+            tokens: of a picture.
+        """
+        drawing = self._phases.get("rollout", 0.0)
         phases = {**dict.fromkeys(("rollout", "reward", "reference"), 0.0), **self._phases}
         phases["update"] = self._total - sum(phases.values())
         self._phases.clear()
         rounded = {f"seconds/{name}": round(seconds, 4) for name, seconds in phases.items()}
-        return {**rounded, "pictures_per_second": round(pictures / max(self._total, 1e-9), 2)}
+        speeds = {"pictures_per_second": round(pictures / max(self._total, 1e-9), 2)}
+        if drawing > 0.0:
+            speeds["tokens_per_second"] = round(pictures * tokens / drawing, 1)
+        return rounded | speeds
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 import transformers
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardError, RewardFailure
+from transformers import GenerationConfig
 
 from mentor_base.callbacks import (
     CheckpointCallback,
@@ -23,17 +25,19 @@ from mentor_base.callbacks import (
     RunLogCallback,
     quieten,
 )
-from mentor_base.checkpoint import load_policy
+from mentor_base.checkpoint import load_policy, save_policy
+from mentor_base.config import MentorConfig
 from mentor_base.data.mixture import PromptList, World, world_of
 from mentor_base.decode_graph import DecodeEngine
-from mentor_base.engines import whole_state
+from mentor_base.engines import of_main_process, whole_state
 from mentor_base.interrupt import Interrupted, InterruptGuard
-from mentor_base.lora import WithoutAdapters
+from mentor_base.lora import WithoutAdapters, merged_state
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
 from mentor_base.sft import schedule, set_trained_parts, write_policy
 from mentor_base.states import take_up
+from mentor_base.trackers import check_trackers, tracker_callbacks
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
 from mentor_rl.grpo_setup import (
     MONITOR_SEED,
@@ -45,8 +49,12 @@ from mentor_rl.grpo_setup import (
     some_prompts,
     true_answers,
 )
+from mentor_rl.monitors.best import BestPolicy
 from mentor_rl.monitors.copying import copy_thresholds
 from mentor_rl.monitors.fixed_prompts import FixedPrompts
+from mentor_rl.monitors.rollout_watch import RolloutWatch
+from mentor_rl.monitors.tables import GroupTable
+from mentor_rl.monitors.trackers import TableWriter
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import PromptStore
 from mentor_rl.scoring import check_parts
@@ -71,6 +79,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     if recipe.optimisation.threads is not None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
+    check_trackers(recipe.report_to)
     local = pictures_per_process(recipe, _processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
@@ -81,6 +90,9 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     with rewards as composite, InterruptGuard() as guard:
         check_rewards(composite, some_prompts(recipe, world))  # again: remote rewards have said now what they need
         trainer = build_trainer(recipe, run, args, policy, processor, composite, world, guard)
+        if recipe.monitoring.best is not None:
+            best = BestPolicy(run, recipe.monitoring.best) if trainer.is_world_process_zero() else None
+            trainer.keep_best = partial(keep_best, trainer, processor, best, held)
         run_trainer(trainer, run)
         if trainer.callback(InterruptCallback).stopped:
             raise Interrupted(
@@ -121,7 +133,9 @@ def build_trainer(
     )
     fixed = [unseen[i] for i in range(monitoring.prompts)]
     answers = true_answers(recipe, world)
-    gradients = FiniteGradients()
+    gradients, trackers = FiniteGradients(), tracker_callbacks(recipe.report_to, run)
+    show, shown = TableWriter(run, trackers), monitoring.table
+    groups = GroupTable(shown.groups, shown.every) if shown is not None else None
     if algorithm.rollout.chunk is not None:
         check_parts(composite)
     trainer = MentorGRPOTrainer(
@@ -131,13 +145,13 @@ def build_trainer(
         composite=composite,
         store=PromptStore(prompts, processor, frozen_encoder),
         fixed_store=PromptStore(fixed, processor, frozen_encoder),
-        fixed=FixedPrompts(fixed, composite, run),
-        alarm=hacking_alarm(recipe, composite),
-        copy_thresholds=copy_thresholds(answers),
+        fixed=FixedPrompts(fixed, composite, run, show),
+        watched=RolloutWatch(composite, hacking_alarm(recipe, composite), copy_thresholds(answers), groups, show),
         algorithm=algorithm,
         rows=count,
         lr_schedule=partial(schedule, recipe.optimisation),
         callbacks=[
+            *trackers,
             MonitorCallback(monitoring.every),
             gradients,
             BetweenRollouts(guard, algorithm.inner_iterations),
@@ -178,6 +192,32 @@ def run_trainer(trainer: MentorGRPOTrainer, run: RunFolder) -> None:
         if isinstance(error, RewardFailure | Diverged) or (isinstance(error, RewardError) and alone):
             trainer.save_now()  # these two reach all processes; what a reward raises by itself, only its own
         raise
+
+
+def keep_best(
+    trainer: MentorGRPOTrainer,
+    processor: MentorProcessor,
+    best: BestPolicy | None,
+    held: tuple[MentorConfig, GenerationConfig],
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    """Write the policy to RUN/best where it is better than all before.
+
+    Args:
+        best: of the main process; None on the others, which hand over their parts of the weights.
+        held: the policy's own configs, which trl has changed.
+    """
+    if not of_main_process(best is not None and best.improves(metrics)):
+        return
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    state = whole_state(policy) | trainer.tokenizer_state
+    if best is not None:
+        trls = policy.config, policy.generation_config
+        with best.writing(step, metrics) as folder:
+            policy.config, policy.generation_config = held
+            save_policy(policy, processor, folder, state=merged_state(policy, state))
+            policy.config, policy.generation_config = trls
 
 
 def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolder) -> None:

@@ -34,6 +34,7 @@ from mentor_base.settings import (
     Task,
     TokenizerLosses,
     TokenizerModel,
+    Tracker,
     TrainedParts,
     Validation,
 )
@@ -66,7 +67,7 @@ class SftRecipe(Common):
     optimisation: StageOptimisation
     validation: Validation
     checkpoints: Checkpoints
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[Tracker, ...] = Field((), description="trackers beside the run folder; see trackers.py")
 
     @model_validator(mode="after")
     def _one_start(self) -> SftRecipe:
@@ -110,6 +111,20 @@ class Prompts(Section):
     split: Split = "train"
 
 
+class GroupsShown(Section):
+    """Groups of training pictures kept as a table, with every reward and the advantage; see monitors/tables.py."""
+
+    groups: int = Field(2, gt=0)
+    every: int = Field(25, gt=0, description="optimizer steps between two tables")
+
+
+class Best(Section):
+    """Which metric of the fixed prompts chooses the best policy; see monitors/best.py."""
+
+    metric: str = Field("eval/reward", description="eval/reward, or eval/<name of a reward>")
+    mode: Literal["max", "min"] = "max"
+
+
 class Monitoring(Section):
     """Fixed prompts that are drawn and scored while training, from step 0 on."""
 
@@ -120,6 +135,8 @@ class Monitoring(Section):
     significance: float = Field(
         1e-3, gt=0.0, lt=0.5, description="of each of the two trends that make an alarm; see monitors/hacking.py"
     )
+    table: GroupsShown | None = GroupsShown()
+    best: Best | None = Field(None, description="keep the best policy in RUN/best; default: the last one only")
 
 
 class GrpoRecipe(Common):
@@ -135,7 +152,16 @@ class GrpoRecipe(Common):
     failure_rate: Probability = Field(0.25, description="share of missing scores of one reward that stops the run")
     monitoring: Monitoring = Monitoring()
     checkpoints: Checkpoints
-    report_to: tuple[str, ...] = ()
+    report_to: tuple[Tracker, ...] = Field((), description="trackers beside the run folder; see trackers.py")
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> GrpoRecipe:
+        if self.monitoring.best is not None:
+            known = ["eval/reward", *(f"eval/{name}" for name in self.rewards)]
+            if self.monitoring.best.metric not in known:
+                found = self.monitoring.best.metric
+                raise ValueError(f"monitoring.best.metric: unknown '{found}'; {nearest(found, known)}")
+        return self
 
     @model_validator(mode="after")
     def _tasks_meet(self) -> GrpoRecipe:

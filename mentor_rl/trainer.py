@@ -23,6 +23,7 @@ Shapes: N samples of a pass, K unique prompts, G group size, L image tokens, R t
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 from collections import defaultdict
@@ -53,13 +54,14 @@ from mentor_base.errors import UserError
 from mentor_base.guidance import EntropyMode
 from mentor_base.lora import WithoutAdapters
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.runlog import write_atomically
 from mentor_base.states import PREFIX, WholeStates
 from mentor_rl.algorithm import GrpoAlgorithm, Importance
 from mentor_rl.grpo_callbacks import PhaseClock, ReferenceMover
 from mentor_rl.grpo_setup import MONITOR_SEED
 from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
 from mentor_rl.monitors.gap import Gap, check_gap
-from mentor_rl.monitors.hacking import HackingAlarm
+from mentor_rl.monitors.memory import peak_memory
 from mentor_rl.monitors.rollout_watch import RolloutWatch
 from mentor_rl.objective import importance_weights
 from mentor_rl.picture_tokens import PictureTokens
@@ -97,7 +99,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         composite: loaded rewards.
         store: the prompts of the run by uid, 0 <= uid < ``rows``.
         fixed_store, fixed: the prompts that are watched.
-        alarm, copy_thresholds: what is watched of each rollout; see monitors/.
+        watched: sees each rollout.
         algorithm: how pictures are drawn, and what is optimised; ``args`` says the latter in trl's words.
         lr_schedule: optimizer step -> share of the learning rate.
         engine: runs the sampler's loop; None: as plain Python.
@@ -113,8 +115,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         store: PromptStore,
         fixed_store: PromptStore,
         fixed: FixedPrompts,
-        alarm: HackingAlarm,
-        copy_thresholds: Mapping[str, float],
+        watched: RolloutWatch,
         algorithm: GrpoAlgorithm,
         rows: int,
         lr_schedule: Callable[[int], float],
@@ -127,11 +128,14 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         self.tokenizer_state = tokenizer_state(policy)
         self.composite, self.store, self.algorithm = composite, store, algorithm
         self.fixed_store, self.fixed = fixed_store, fixed
-        self.watched, self.gap = RolloutWatch(composite, alarm, copy_thresholds, self._gathered), Gap()
+        self.watched, self.gap = watched, Gap()
+        self.watched.gathered = self._gathered
+        self.keep_best: Callable[[int, Mapping[str, float]], None] | None = None  # called on all processes
         self.lr_schedule = lr_schedule
         self.engine = engine
         self.scoring = Scoring(composite, ahead=algorithm.rollout.chunk is not None)
         self._uids: list[int] = []
+        self._remembered: tuple[int, dict[str, Any]] = (-1, {})  # by rewards, before the rollout after so many steps
         self._rollout: Rollout | None = None
         self._columns: dict[str, list[float | None]] = {}
         self._first_rollout = True
@@ -186,6 +190,14 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         """SEAM 2: one row per sample; processes hold neighbouring parts of the global batch."""
         self._uids = [row["uid"] for row in inputs]
         scored = super()._generate_and_score_completions(inputs)
+        assert self._rollout is not None
+        self.watched.show_groups(
+            self._rollout,
+            scored["advantages"],
+            self.state.global_step,
+            self.num_iterations,
+            self.accelerator.is_main_process,
+        )
         if self.algorithm.importance is not None:
             self._weigh(scored, self.algorithm.importance)
         return scored
@@ -196,6 +208,7 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         first = self.accelerator.process_index * len(uids)
         members = [(first + row) % self.num_generations for row in range(len(uids))]
         self.store.keep_only(uids)
+        self._remembered = self.state.global_step, self.composite.save_state()
         scales_N = self.passes.scales(uids)
         if scales_N is not None:
             self.watched.add({"guidance/mean": self._gathered(scales_N).mean().item()})
@@ -352,8 +365,10 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
                 scales_N = self.passes.scales(range(count), MONITOR_SEED)
                 given = (range(count), [0] * count, self.passes.sampling, MONITOR_SEED, MONITOR_STREAM)
                 rollout = roll_out(policy, self.fixed_store, *given, scales_N=scales_N)
-            if self.accelerator.is_main_process:
-                self.watched.add(self.fixed.record(rollout, step))
+            metrics = self.fixed.record(rollout, step) if self.accelerator.is_main_process else {}
+        self.watched.add(metrics)
+        if self.keep_best is not None:
+            self.keep_best(step, metrics)
         if step == 0:
             self.log({})
 
@@ -363,24 +378,36 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         kept = defaultdict(list, {ours: trls[theirs] for theirs, ours in KEPT_METRICS.items() if theirs in trls})
         self._metrics["train"] = kept
         if "loss" in logs:
-            logs |= self.gap.metrics(self._gathered) | self.clock.metrics(self.args.generation_batch_size)
+            speed = self.clock.metrics(self.args.generation_batch_size, self.args.max_completion_length)
+            logs |= self.gap.metrics(self._gathered) | speed | peak_memory()
         logs |= self.watched.take()
         super().log(logs, start_time)
 
     def write_state_parts(self, folder: Path) -> None:
+        remembered = self.composite.save_state()
+        if remembered:
+            write_atomically(folder / self._rewards_file, json.dumps(remembered))
         if self.mover is not None and self.is_world_process_zero():
             self.mover.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        remembered = Path(resume_from_checkpoint) / self._rewards_file
+        self.composite.load_state(json.loads(remembered.read_text(encoding="utf-8")) if remembered.exists() else {})
         if self.mover is not None:
             self.mover.load(Path(resume_from_checkpoint))
+
+    @property
+    def _rewards_file(self) -> str:
+        return f"rewards_{self.accelerator.process_index}.json"  # each process scores its own pictures
 
     def save_now(self) -> None:
         """Save a state outside of the usual rhythm, unless it is there already or a rollout is half used up."""
         step = self.state.global_step
         saved = (Path(self.args.output_dir) / f"{PREFIX}{step}").exists()
         if step > 0 and step % self.num_iterations == 0 and not saved:
+            if self._remembered[0] == step:  # the rollout that failed is drawn and scored again
+                self.composite.load_state(self._remembered[1])
             self._save_checkpoint(self.model, trial=None)
             self.callback_handler.on_save(self.args, self.state, self.control)
 

@@ -40,7 +40,7 @@ def grpo_arguments(recipe: GrpoRecipe, run: RunFolder, image_tokens: int, local:
     forced = {name: value for name, (value, _) in FORCED.items() if name in GRPOConfig.__dataclass_fields__}
     return one_device(
         GRPOConfig(
-            **shared_arguments(optimisation, recipe.checkpoints, recipe.report_to, recipe.seed, run) | forced,
+            **shared_arguments(optimisation, recipe.checkpoints, recipe.seed, run) | forced,
             per_device_train_batch_size=micro,
             gradient_accumulation_steps=local // micro,
             steps_per_generation=local // micro,

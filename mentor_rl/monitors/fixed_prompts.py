@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,6 +18,7 @@ from mentor_base.data.schema import Prompt
 from mentor_base.images import contact_sheet
 from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
+from mentor_rl.monitors.tables import PictureTable, rows_of
 from mentor_rl.rollout import Rollout, reward_batch
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,10 @@ def undisturbed_randomness() -> Iterator[None]:
 class FixedPrompts:
     """The same unseen prompts scored at step 0 and every so often: the curves and the gallery of the report."""
 
-    def __init__(self, prompts: Sequence[Prompt], composite: Composite, run: RunFolder) -> None:
-        self.prompts, self.composite, self.run = tuple(prompts), composite, run
+    def __init__(
+        self, prompts: Sequence[Prompt], composite: Composite, run: RunFolder, show: Callable[[PictureTable], None]
+    ) -> None:
+        self.prompts, self.composite, self.run, self.show = tuple(prompts), composite, run, show
         self._warned = False
 
     def record(self, rollout: Rollout, step: int) -> dict[str, float]:
@@ -48,7 +51,9 @@ class FixedPrompts:
 
         A reward that fails here costs its point on a curve, not the run.
         """
+        remembered = self.composite.save_state()
         scores = self.composite.score(reward_batch(rollout, step), tolerate=True)
+        self.composite.load_state(remembered)  # what is watched must not change what is trained
         if scores.failure is not None and not self._warned:
             self._warned = True
             logger.warning("fixed prompts at step %d: %s", step, scores.failure)
@@ -56,6 +61,7 @@ class FixedPrompts:
             gallery.save_prompts(self.run, self.prompts)
         gallery.save_step(self.run, step, rollout.images, _rows(scores.raw))
         self.sheet(rollout.images).save(self.run.sample_path(step, "fixed"))
+        self.show(PictureTable("fixed", step, tuple(rows_of(rollout, scores.raw))))
         metrics = {"reward": _mean(weighted_sum(scores.matrix(), self.composite.weights))}
         metrics |= {name: _mean(scores.native(name)) for name in scores.raw}
         return {f"eval/{name}": value for name, value in metrics.items() if math.isfinite(value)}

@@ -14,6 +14,7 @@ from mentor_rewards.composite import Composite, CompositeScores
 from mentor_rl.monitors.copying import copies, copy_metrics
 from mentor_rl.monitors.groups import flat_groups, picture_diversity, reward_metrics, thumbnails, token_diversity
 from mentor_rl.monitors.hacking import HackingAlarm
+from mentor_rl.monitors.tables import GroupTable, PictureTable
 from mentor_rl.rollout import Rollout
 
 
@@ -24,7 +25,8 @@ class RolloutWatch:
         composite: loaded rewards.
         alarm: sees the metrics of each step, on the main process.
         copy_thresholds: by task; see copying.py.
-        gathered: puts together the rows of all processes, in their order.
+        groups: which groups are shown as a table; None: none.
+        show: takes a table, on the main process.
     """
 
     def __init__(
@@ -32,9 +34,13 @@ class RolloutWatch:
         composite: Composite,
         alarm: HackingAlarm,
         copy_thresholds: Mapping[str, float],
-        gathered: Callable[[torch.Tensor], torch.Tensor],
+        groups: GroupTable | None,
+        show: Callable[[PictureTable], None],
     ) -> None:
-        self.composite, self.alarm, self.copy_thresholds, self.gathered = composite, alarm, copy_thresholds, gathered
+        self.composite, self.alarm, self.copy_thresholds = composite, alarm, copy_thresholds
+        self.groups, self.show = groups, show
+        self.gathered: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.cpu  # the trainer gathers all processes'
+        self._scores: CompositeScores | None = None
         self._pending: dict[str, float] = {}
 
     def record(self, rollout: Rollout, scores: CompositeScores, uids: Sequence[int], step: int, main: bool) -> None:
@@ -45,11 +51,25 @@ class RolloutWatch:
             scores, uids: of all processes.
             main: whether this is the main process.
         """
+        self._scores = scores
         self._pending |= reward_metrics(scores, self.composite.weights, uids)
         self._pending["flat_groups"] = flat_groups(scores.matrix(), uids)
         self._watch_pictures(rollout, uids)
         if main:
             self._pending |= self.alarm.update(step, self._pending)
+
+    def show_groups(
+        self, rollout: Rollout, advantages_N: torch.Tensor, done: int, inner_iterations: int, main: bool
+    ) -> None:
+        """Show groups of the newest rollout, when it is time.
+
+        Args:
+            rollout, advantages_N: this process' own.
+            done: optimizer steps before this rollout.
+        """
+        if main and self.groups is not None and self.groups.due(done, inner_iterations):
+            assert self._scores is not None
+            self.show(self.groups.of(rollout, self._scores, advantages_N, done + 1))
 
     def add(self, metrics: Mapping[str, float]) -> None:
         """Metrics for the next line that come from elsewhere."""

@@ -21,6 +21,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from mentor_rewards.contract import (
     RewardError,
     RewardFailure,
     RewardSpec,
+    Stateful,
     nearest,
 )
 from mentor_rewards.registry import build_reward
@@ -186,6 +188,28 @@ class Composite:
         """
         scores = CompositeScores.join(parts)
         return replace(scores, failure=self._failure(scores))
+
+    def save_state(self) -> dict[str, Any]:
+        """What rewards remember between calls, by entry; empty where none does. See Stateful."""
+        return {
+            name: dict(reward.save_state()) for name, reward in self.rewards.items() if isinstance(reward, Stateful)
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Give each reward the memory that ``save_state`` took.
+
+        Raises:
+            RewardError: memory is missing, or there is some for a reward that has none.
+        """
+        stateful = {name: reward for name, reward in self.rewards.items() if isinstance(reward, Stateful)}
+        for name in stateful.keys() ^ state.keys():
+            found = "none" if name in stateful else "some"
+            raise RewardError(
+                f"reward '{name}': expected {'its memory' if name in stateful else 'no memory'} in the "
+                f"saved state, found {found}; the state is of another version or number of processes"
+            )
+        for name, reward in stateful.items():
+            guarded(name, "load_state", reward.load_state, state[name])
 
     def _applicable(self, name: str, batch: RewardBatch) -> Column:
         """An empty column, with the samples marked to which the reward does not apply."""

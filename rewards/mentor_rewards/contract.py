@@ -236,6 +236,21 @@ class Reward(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """What a reward has beside, if its scores depend on what it scored before (running statistics, a curriculum).
+
+    A run then saves its memory with each state, one per process, and resumes exactly. Caches that change no score need
+    none of this. Memory starts empty in ``load``.
+    """
+
+    def save_state(self) -> Mapping[str, Any]:
+        """All that is remembered, as JSON values (floats survive bit by bit)."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Remember exactly what ``save_state`` gave."""
+
+
+@runtime_checkable
 class AsyncReward(Protocol):
     """A reward that waits, e.g. for a server: as Reward, with ``ascore`` in the place of ``score``.
 

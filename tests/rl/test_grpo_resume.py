@@ -3,6 +3,7 @@ process).
 """
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from grpo_toys import HERE, Brightness, comparable, run_recipe, toy_policy, toy_recipe
-from mentor_rewards.contract import RewardBatch, RewardOutput, RewardSpec
+from mentor_rewards.contract import RewardBatch, RewardFailure, RewardOutput, RewardSpec
 from safetensors.torch import load_file
 from transformers import Trainer
 
@@ -203,6 +204,48 @@ def test_gradients_that_stay_no_numbers_end_the_run_with_its_last_good_weights(p
         run_recipe(recipe(policy, tmp_path / "run"))
     state = load_file(tmp_path / "run/state/checkpoint-5/model.safetensors")
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+class Running(Brightness):
+    """Brightness less its running mean, which it remembers; a judge that is gone from a step on, until it is back."""
+
+    spec = RewardSpec("running", "1")
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        scores = [score or 0.0 for score in super().score(batch).scores]
+        self.mean += 0.3 * (sum(scores) / len(scores) - self.mean)
+        if len(batch) == 8 and batch.step >= int(os.environ.get("TOY_GONE", "99")):
+            return RewardOutput([None] * len(batch), ["no answer: connection refused"] * len(batch))
+        return RewardOutput([math.nan if i == 1 else score - self.mean for i, score in enumerate(scores)])
+
+    def save_state(self) -> dict[str, float]:
+        return {"mean": self.mean}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        self.mean = state["mean"]
+
+
+def test_a_judge_that_dies_costs_its_step_and_what_rewards_remember_is_kept(policy, tmp_path, monkeypatch) -> None:
+    """One score in eight is NaN: masked and counted. Watching leaves the running mean alone, resuming restores it."""
+    rewards = {"running": {"use": f"{Path(__file__)}:Running"}, "redness": {"use": f"{HERE}:Redness"}}
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    changes = {"checkpoints": {"every": 100}, "monitoring": {"every": 1, "prompts": 2}}
+    lines = run_recipe(toy_recipe(policy, undisturbed, STEPS, rewards=rewards, **changes))
+    assert {line["rewards/running/failed"] for line in lines if "loss" in line} == {1 / 8}
+    assert all(math.isfinite(line["loss"]) and "skipped_updates" not in line for line in lines if "loss" in line)
+    monkeypatch.setenv("TOY_GONE", "3")
+    with pytest.raises(RewardFailure, match=r"'running': 8 of 8 pictures could not be scored.*connection refused"):
+        run_recipe(toy_recipe(policy, run, STEPS, rewards=rewards, **changes))
+    assert "running" in json.loads((run / "state/checkpoint-3/rewards_0.json").read_text())
+    monkeypatch.setenv("TOY_GONE", "99")
+    run_recipe(toy_recipe(policy, run, STEPS, rewards=rewards, **changes))
+    assert trace(run) == trace(undisturbed)
+    rarely = tmp_path / "rarely"
+    lines = run_recipe(toy_recipe(policy, rarely, STEPS, rewards=rewards, **(changes | {"monitoring": {"prompts": 2}})))
+    assert [repr(line["loss"]) for line in lines if "loss" in line] == [x["loss"] for x in trace(run) if "loss" in x]
 
 
 def test_sigterm_saves_a_state_and_says_so(policy, whole, tmp_path, monkeypatch) -> None:
