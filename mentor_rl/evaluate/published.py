@@ -112,7 +112,8 @@ def published_markdown(result: Result) -> str:
         ours = (_ours(result, row, place) for place in table.columns.values())
         lines.append(f"| **{row}** (ours)[^protocol] | {' | '.join(map(cell, ours))} |")
     notes = " ".join([table.footnote.strip(), *(f"Here: {note}." for note in result.notes)])
-    return "\n" + "\n".join(lines) + f"\n\n[^protocol]: {notes} Judge: {result.judge}. Published: {table.source}.\n"
+    mark = "[^protocol]: " if comparable else ""
+    return "\n" + "\n".join(lines) + f"\n\n{mark}{notes} Judge: {result.judge}. Published: {table.source}.\n"
 
 
 def shown(value: Published) -> str:

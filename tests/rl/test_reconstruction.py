@@ -115,6 +115,9 @@ def test_a_policy_stands_beside_tokenizer_and_baselines(random_policy: Path, tmp
     assert result.metrics["toy"]["L2"][0] == pytest.approx(np.mean(own))
     assert result.metrics["toy"]["PSNR"][0] == pytest.approx(np.mean([psnr(l2) for l2 in own]))
     assert "not comparable" in result.notes[-1]
+    page = (tmp_path / "run" / "results" / "reconstruction.md").read_text(encoding="utf-8")
+    assert "| MENTOR | 0.1008 | 0.0867 |" in page
+    assert "(ours)" not in page  # no column of the paper's is measured here
 
 
 def test_pictures_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
