@@ -53,7 +53,7 @@ class Arm:
 
 
 def arms_of(recipe: AblateRecipe, bases: Mapping[str, BaseModel], where: str) -> tuple[Arm, ...]:
-    """All arms, the reference first.
+    """All arms, in the order of the recipe; "full", where it is the reference, before them.
 
     Args:
         bases: step -> its recipe as all arms share it, the benchmark included.
@@ -76,7 +76,7 @@ def arms_of(recipe: AblateRecipe, bases: Mapping[str, BaseModel], where: str) ->
     reference = recipe.reference or FULL
     if reference not in (names := [arm.name for arm in arms]):
         raise UserError(f"{where}: reference: unknown arm '{reference}'; {nearest(reference, names)}")
-    return tuple(sorted(arms, key=lambda arm: arm.name != reference))
+    return tuple(arms)
 
 
 def _axis_arms(axis: Axis, bases: Mapping[str, BaseModel], where: str) -> Iterator[Arm]:

@@ -97,9 +97,11 @@ class Plan:
 
     @cached_property
     def arm_names(self) -> tuple[str, ...]:
-        """The order of tables: reference, untuned, the others."""
+        """The order of tables: that of the recipe, ``untuned`` after the reference."""
         names = [arm.name for arm in self.arms]
-        return (names[0], *([UNTUNED] if self.recipe.untuned else []), *names[1:])
+        if self.recipe.untuned:
+            names.insert(names.index(self.reference) + 1, UNTUNED)
+        return tuple(names)
 
 
 def plan_jobs(path: Path, recipe: AblateRecipe, *, need_inputs: bool) -> Plan:
@@ -125,10 +127,11 @@ class _Planner:
                 raise UserError(f"{self.path}: stages.{step}: expected a name of letters, digits and _, not '{POLICY}'")
         bases = {step: self._base(step) for step in self.steps}
         arms = arms_of(self.recipe, bases, str(self.path))
+        reference = self.recipe.reference or FULL
         for seed in self.recipe.seeds:
             for arm in arms:
                 self._arm(arm, seed)
-                if self.recipe.untuned and arm is arms[0] and seed == self.recipe.seeds[0]:
+                if self.recipe.untuned and arm.name == reference and seed == self.recipe.seeds[0]:
                     self._untuned(arm, seed)
         self._check_different(arms)
         self._check_inputs()

@@ -68,7 +68,7 @@ class ArmOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All arms of an ablation, the reference first.
+    """All arms of an ablation, in the order of its recipe.
 
     Attributes:
         missing: runs that are not finished, e.g. "without_style/seed2/benchmark".

@@ -112,6 +112,7 @@ class Runner:
             pass_fds=[lock.fileno()],
             start_new_session=True,  # Ctrl-C reaches the runner alone, which asks each job to stop, once
         )
+        say(f"{job.name}: started, log in {job.log}")
         self.running.append(_Running(job, process, slot, lock, log, not (job.folder / MARKER).exists()))
 
     def _ended(self, each: _Running) -> None:

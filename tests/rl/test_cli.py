@@ -74,7 +74,7 @@ def mentor(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 def test_help_names_every_command(mentor: Shell) -> None:
     code, out, _ = mentor("--help")
     assert code == 0
-    commands = "demo train plan evaluate sample import export report rewards recipes data"
+    commands = "demo train plan ablate compare evaluate sample import export report rewards recipes data"
     for command in commands.split():
         assert re.search(rf"\b{command}\b", out)
 
