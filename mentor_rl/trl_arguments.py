@@ -26,6 +26,7 @@ FORCED: dict[str, tuple[Any, str]] = {
     "top_p": (1.0, "a token outside the nucleus would have log-prob -inf"),
     "min_p": (None, "a token below it would have log-prob -inf"),
     "repetition_penalty": (1.0, "neighbouring patches repeat tokens by right"),
+    "sync_ref_model": (False, "it would move the tokenizer that both share; algorithm.reference moves what trains"),
     "shuffle_dataset": (False, "the order of the prompts is fixed, so that a resumed run goes on exactly"),
     "remove_unused_columns": (False, "the uid column carries the conditioning"),
 }

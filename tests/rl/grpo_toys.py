@@ -126,12 +126,12 @@ def toy_recipe(policy: Path, run: Path, steps: int = 3, **changes: Any) -> dict[
 
 def run_recipe(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Train and return the lines of metrics."""
-    from mentor_base.runlog import RunFolder
+    from mentor_rl.commands.train import open_run
     from mentor_rl.grpo_run import train_grpo
     from mentor_rl.recipe import GrpoRecipe
 
     recipe = GrpoRecipe.model_validate(values)
-    run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
+    run = open_run(recipe)  # of several processes the others wait for the first
     train_grpo(recipe, run)
     return list(run.metrics())
 

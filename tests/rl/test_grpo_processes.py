@@ -31,8 +31,14 @@ def test_two_processes_make_the_first_step_of_one(tmp_path) -> None:
     """Three groups of four over two processes: the second is split. Rewards, advantages, KL, gradients agree."""
     torch.set_num_threads(1)
     policy = toy_policy(tmp_path / "policy")
+    over_all = {  # what looks at all samples, or has to be the same for each
+        "entropy": {"bonus": 0.01, "quantile": 0.5},
+        "guidance": {"scale": [1.0, 3.0]},
+        "importance": {"cap": 1.5},
+        "reference": {"every": 1, "mix": 0.5},
+    }
     changes = {
-        "algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2},
+        "algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2, **over_all},
         "rewards": {
             "brightness": {"use": f"{HERE}:Brightness"},
             "redness": {"use": f"{HERE}:Redness", "options": {"every": 5}},
