@@ -204,7 +204,8 @@ def importance_weights(
 def uncertain_tokens(entropy_NL: torch.Tensor, quantile: float) -> torch.Tensor:
     """Bool [N, L]: the share ``quantile`` of tokens with the highest entropy (arXiv 2506.01939).
 
-    The threshold is taken over one pass of all processes, as in trl: with ``micro_batch`` over a part of the step.
+    The threshold is taken over one pass of all processes, as in trl: with ``micro_batch`` over a part of the step. A
+    bonus is then the mean over those of them that a process holds, and processes hold unequal shares.
     """
     return entropy_NL >= entropy_NL.float().quantile(1 - quantile)
 
