@@ -90,10 +90,11 @@ class DreamBenchPlus:
 
     def tabulate(self, scored: Scored) -> Tabulated:
         """Overall, by category of the reference and by kind of prompt."""
-        pairs = [(item, facts) for item, found in scored.by_item() for facts in found]
-        items = [item for item, _ in pairs]
-        cp_PI = np.array([facts["cp"] for _, facts in pairs], dtype=np.float64).T / HIGHEST
-        pf_PI = np.array([facts["pf"] for _, facts in pairs], dtype=np.float64).T / HIGHEST
+        keys = [(item, seed) for item in scored.items for seed in scored.seeds if (item.id, seed) in scored.facts]
+        found = [scored.facts[item.id, seed] for item, seed in keys]
+        items = [item for item, _ in keys]
+        cp_PI = np.array([facts["cp"] for facts in found], dtype=np.float64).T / HIGHEST
+        pf_PI = np.array([facts["pf"] for facts in found], dtype=np.float64).T / HIGHEST
         metrics = {"": summary(cp_PI, pf_PI)}
         for key, names in (("category", tuple(REFERENCES)), ("kind", tuple(dict.fromkeys(KINDS)))):
             for name in names:
@@ -105,11 +106,11 @@ class DreamBenchPlus:
             metrics,
             {
                 "item": [item.id for item in items],
-                "seed": [seed for item in scored.items for seed in scored.seeds if (item.id, seed) in scored.facts],
+                "seed": [str(seed) for _, seed in keys],
                 "CP": cp_PI.mean(axis=0).round(5).tolist(),
                 "PF": pf_PI.mean(axis=0).round(5).tolist(),
-                "CP passes": [list(facts["cp"]) for _, facts in pairs],
-                "PF passes": [list(facts["pf"]) for _, facts in pairs],
+                "CP passes": [list(facts["cp"]) for facts in found],
+                "PF passes": [list(facts["pf"]) for facts in found],
             },
         )
 

@@ -2,7 +2,7 @@
 
 RUN/pictures/<policy>/<item id>_<seed>.png    and policy.json: which weights drew them
 RUN/scores/<row>/                             score_store.py
-RUN/results/<benchmark>.json, .md, .png
+RUN/results/<benchmark>.json, .md, .png       picture_result.py
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder, write_atomically
-from mentor_rl.evaluate.benchmark import Benchmark, Facts, Item, PictureKey, Sample, Scored
+from mentor_rl.evaluate.benchmark import Benchmark, Item, PictureKey, Sample
 from mentor_rl.evaluate.drawing import draw_missing
 from mentor_rl.evaluate.fingerprint import fingerprint
-from mentor_rl.evaluate.gallery import picture_gallery
-from mentor_rl.evaluate.picture_folder import PictureFolder, listed
+from mentor_rl.evaluate.picture_folder import PictureFolder
+from mentor_rl.evaluate.picture_result import Row, gather, make_result, write_result
 from mentor_rl.evaluate.processes import Processes
-from mentor_rl.evaluate.published import published_markdown
 from mentor_rl.evaluate.recipes import PictureRecipe
-from mentor_rl.evaluate.result import Result, Value
+from mentor_rl.evaluate.result import Result
 from mentor_rl.evaluate.score_store import ScoreStore, picture_fingerprint
 
 BUILDERS = {
@@ -39,7 +37,6 @@ BUILDERS = {
     "ade20k": "mentor_rl.evaluate.ade20k_bench:Ade20k",
     "fid": "mentor_rl.evaluate.fid_bench:Fid",
 }
-LOWER_BOUND = "missing counted as 0"
 
 
 def run_benchmark(recipe: PictureRecipe, benchmark: Benchmark, run: RunFolder) -> Result | None:
@@ -68,16 +65,6 @@ def build_benchmark(recipe: PictureRecipe) -> Benchmark:
     return built
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A policy, or a folder of pictures. ``broken``: why pictures that are there cannot be scored."""
-
-    name: str
-    folder: PictureFolder
-    source: str
-    broken: Mapping[PictureKey, str]
-
-
 class _Run:
     """The parts of ``run_benchmark``, in order."""
 
@@ -102,13 +89,13 @@ class _Run:
         rows = [*drawn, *given]
         self.benchmark.load(self.device)
         try:
-            facts = self._score(rows)
+            stores = self._score(rows)
             self.processes.wait()
-            return self._tabulate(rows, facts) if self.processes.first else None
+            return self._finish(rows, stores) if self.processes.first else None
         finally:
             self.benchmark.unload()
 
-    def _drawn(self, name: str, path: str) -> _Row:
+    def _drawn(self, name: str, path: str) -> Row:
         """The pictures of a policy, drawn where they are missing."""
         folder = PictureFolder.of(self.folder.path / "pictures" / name, self.items, self.recipe.seeds)
         source = f"{path} {fingerprint(path)}"
@@ -124,7 +111,7 @@ class _Run:
             guard=self.guard,
             label=name,
         )
-        return _Row(name, folder, source, {})
+        return Row(name, folder, source, {})
 
     def _policy_loader(self, path: str) -> Callable[[], tuple[Any, Any]]:
         def load() -> tuple[Any, Any]:
@@ -153,7 +140,7 @@ class _Run:
                 f"{folder}: these pictures were drawn for other prompts than are asked now; delete the folder"
             )
 
-    def _given(self, name: str, path: str) -> _Row:
+    def _given(self, name: str, path: str) -> Row:
         """A folder of pictures that somebody else has drawn.
 
         Raises:
@@ -167,13 +154,13 @@ class _Run:
                 "\n".join([*faults.lines(), f"images.{name}: expected {len(folder.keys)} pictures such as {example}; "
                            "nothing was scored (incomplete: score scores what is there)"])
             )  # fmt: skip
-        return _Row(name, folder, str(path), faults.broken)
+        return Row(name, folder, str(path), faults.broken)
 
-    def _score(self, rows: Sequence[_Row]) -> dict[str, ScoreStore]:
+    def _score(self, rows: Sequence[Row]) -> dict[str, ScoreStore]:
         """Score this process's share of the pictures that have no facts yet."""
         stores = {row.name: self._store(row.name) for row in rows}
         by_id = {item.id: item for item in self.items}
-        work: list[tuple[_Row, list[PictureKey]]] = []
+        work: list[tuple[Row, list[PictureKey]]] = []
         for row in rows:
             stores[row.name].read()
             absent = {*row.folder.missing(), *row.broken}
@@ -190,7 +177,7 @@ class _Run:
                     raise Interrupted("stopped between two batches")
         return stores
 
-    def _score_part(self, row: _Row, keys: Iterable[PictureKey], items: Mapping[str, Item], store: ScoreStore) -> None:
+    def _score_part(self, row: Row, keys: Iterable[PictureKey], items: Mapping[str, Item], store: ScoreStore) -> None:
         marks = {key: picture_fingerprint(row.folder.path(*key)) for key in keys}
         fresh = [key for key, mark in marks.items() if store.get(key, mark) is None]
         if not fresh:
@@ -203,112 +190,18 @@ class _Run:
         identity = f"{self.benchmark.judge} {self.questions}"
         return ScoreStore(self.folder.path / "scores" / row, identity, self.processes.rank)
 
-    def _tabulate(self, rows: Sequence[_Row], stores: Mapping[str, ScoreStore]) -> Result:
-        metrics: dict[str, dict[str, Value]] = {}
-        per_item: dict[str, dict[str, list[Any]]] = {}
-        covered: dict[str, dict[str, Any]] = {}
+    def _finish(self, rows: Sequence[Row], stores: Mapping[str, ScoreStore]) -> Result:
+        facts = []
         for row in rows:
-            stores[row.name].read()
-            scored, unscored = self._gathered(row, stores[row.name])
-            self._check_coverage(row, scored, unscored)
-            table = self.benchmark.tabulate(scored)
-            metrics |= {_joined(row.name, part): dict(values) for part, values in table.metrics.items()}
-            per_item[row.name] = dict(table.per_item)
-            covered[row.name] = {"asked": len(row.folder.keys), "scored": len(scored.facts)}
-            if unscored:
-                covered[row.name]["first reasons"] = [f"{i}_{s}: {why}" for (i, s), why in list(unscored.items())[:20]]
-                metrics |= self._lower_bound(scored)
-        result = Result(
-            benchmark=self.benchmark.name,
-            metrics=metrics,
-            per_item=per_item,
-            coverage={
-                "items": sum(each["asked"] for each in covered.values()),
-                "scored": sum(each["scored"] for each in covered.values()),
-            },
-            judge=self.benchmark.judge,
-            stand_in=self.benchmark.stand_in,
-            seeds=self.recipe.seeds,
-            details={
-                "rows": covered,
-                "sampling": self.recipe.sampling.model_dump(exclude={"seed"}),
-                "dtype": self.recipe.dtype,
-                "device": self.device,
-                "items": len(self.items),
-                "all items": len(self.all_items),
-            },
-            checkpoints={row.name: row.source for row in rows},
-            prompts=self.benchmark.prompts,
-            notes=(*self._limits(), *self.benchmark.notes()),
-        )
-        return self._written(result, rows)
-
-    def _gathered(self, row: _Row, store: ScoreStore) -> tuple[Scored, dict[PictureKey, str]]:
-        """What is known of a row, and why the rest is not."""
-        facts: dict[PictureKey, Facts] = {}
-        unscored: dict[PictureKey, str] = dict.fromkeys(row.folder.missing(), "no such picture") | dict(row.broken)
-        for key in row.folder.keys:
-            if key in unscored:
-                continue
-            mark = picture_fingerprint(row.folder.path(*key))
-            found = store.get(key, mark)
-            if found is None:
-                unscored[key] = store.reason(key, mark)
-            else:
-                facts[key] = found
-        return Scored(row.name, self.items, self.recipe.seeds, facts, row.folder.path), unscored
-
-    def _check_coverage(self, row: _Row, scored: Scored, unscored: Mapping[PictureKey, str]) -> None:
-        if not scored.facts or (unscored and self.recipe.incomplete == "refuse"):
-            reasons = listed([f"{item}_{seed}: {why}" for (item, seed), why in unscored.items()])
-            raise UserError(
-                f"{row.name}: {len(unscored)} of {len(row.folder.keys)} pictures have no score: {reasons}; the same "
-                "command asks for these again (incomplete: score makes a table without them)"
-            )
-
-    def _lower_bound(self, scored: Scored) -> dict[str, dict[str, Value]]:
-        floor = self.benchmark.floor
-        if floor is None:
-            return {}
-        facts = {(item.id, seed): scored.facts.get((item.id, seed), floor)
-                 for item in scored.items for seed in scored.seeds}  # fmt: skip
-        table = self.benchmark.tabulate(Scored(scored.row, scored.items, scored.seeds, facts, scored.path))
-        return {_joined(scored.row, LOWER_BOUND): dict(table.metrics[""])}
-
-    def _limits(self) -> list[str]:
-        if len(self.items) == len(self.all_items):
-            return []
-        return [f"the first {len(self.items)} of {len(self.all_items)} items only (limit): not the whole benchmark"]
-
-    def _written(self, result: Result, rows: Sequence[_Row]) -> Result:
-        file = self.folder.result_path(result.benchmark)
-        picture_gallery(self.items, {row.name: row.folder for row in rows}, self.recipe.seeds[0]).save(
-            file.with_suffix(".png")
-        )
-        write_atomically(
-            file.with_suffix(".md"), result.markdown() + protocol_markdown(result) + published_markdown(result)
-        )
-        result.write(file)  # last: a run with its JSON is finished
+            stores[row.name].read()  # what the other processes found
+            refuse = self.recipe.incomplete == "refuse"
+            facts.append(gather(row, self.items, self.recipe.seeds, stores[row.name], refuse))
+        result = make_result(self.recipe, self.benchmark, rows, facts, len(self.all_items), self.device)
+        write_result(result, self.folder, rows, facts)
         return result
-
-
-def protocol_markdown(result: Result) -> str:
-    """What was measured, with what, on what: the lines below a table."""
-    judge = "judge (a stand-in)" if result.stand_in else "judge"
-    lines = [f"- {judge}: {result.judge}", f"- prompts: {result.prompts}"]
-    lines += [f"- {row}: {source}" for row, source in result.checkpoints.items()]
-    sampling = ", ".join(f"{name} {value:g}" for name, value in result.details["sampling"].items())
-    lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {sampling}"]
-    lines += [f"- scored: {result.coverage['scored']:g} of {result.coverage['items']:g} pictures"]
-    lines += [f"- {note}" for note in result.notes]
-    return "\n" + "\n".join(lines) + "\n"
 
 
 def _digest(items: Sequence[Item]) -> str:
     """Twelve digits that change with what is asked of the policies or of the judge."""
     facts = [[item.id, item.text, item.subject, dict(item.facts)] for item in items]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _joined(row: str, part: str) -> str:
-    return f"{row} · {part}" if part else row

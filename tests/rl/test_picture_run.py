@@ -30,6 +30,7 @@ from mentor_rl.evaluate.prompt_files import read_prompts
 from mentor_rl.evaluate.recipes import T2IRewardsRecipe
 from mentor_rl.evaluate.result import Result
 from mentor_rl.evaluate.score_store import ScoreStore
+from mentor_rl.gallery import read_rows
 
 PROMPTS = ["a red fox", "a blue fox", "two foxes", "a fox on a green background", "a small fox"]
 ITEMS = [Item(f"fox_{i}", text) for i, text in enumerate(PROMPTS)]
@@ -162,6 +163,9 @@ def test_a_judge_goes_on_after_a_kill(recipe: dict[str, Any], monkeypatch: pytes
     assert recipe["policies"]["fox"] in again.checkpoints["fox"]
     mean = sum(again.per_item["fox"]["brightness"]) / 5
     assert again.metrics["fox"]["brightness"][0] == pytest.approx(mean, abs=1e-5)  # type: ignore[index]
+    shown = read_rows(Path(recipe["run"]) / "results" / "pictures" / "t2i_rewards")["fox"]
+    assert [len(shown.pictures[0]), len(shown.scores[0])] == [5, 5]
+    assert set(shown.scores[0][0]) == {"brightness"}
     for suffix in (".json", ".md", ".png"):
         assert RunFolder(Path(recipe["run"])).result_path("t2i_rewards").with_suffix(suffix).exists()
 
