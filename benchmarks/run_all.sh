@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All figures of RESULTS.md anew: under 20 minutes on two CPU cores, which should have nothing else to do.
+# All figures of RESULTS.md anew: about half an hour on two CPU cores, which should have nothing else to do.
 # Records go to records/, the page is made of them. MENTOR=... names another command than `mentor`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,6 +18,9 @@ bench rollout_tiny_bfloat16 rollout --size tiny "${against[@]}" --tokens 256 --d
 bench rollout_B_float32 rollout --size B "${against[@]}" --tokens 256 --dtype float32 --repeats 3 --timed 16
 bench rollout_B_bfloat16 rollout --size B "${against[@]}" --tokens 256 --dtype bfloat16 --repeats 2 --timed 8 --compared 16
 bench grpo_tiny grpo --size tiny --steps 6
+ar_grpo=(--tokens 256 --against ar_grpo algorithm.guidance.logprob=conditional monitoring.prompts=1)
+bench grpo_tiny_ar_grpo grpo --size tiny --steps 2 "${ar_grpo[@]}"
+bench grpo_B_ar_grpo grpo --size B --steps 1 "${ar_grpo[@]}" algorithm.prompts_per_step=1 algorithm.micro_batch=4
 bench sft_tiny sft --size tiny --batch 32 --steps 3
 bench load_XL load --size XL
 

@@ -296,6 +296,9 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
         """SEAM 3: log-probs of policy or reference for rows in any order, ``batch_size`` at a time."""
         tokens_NL, uids_N, rows_N = input_ids[:, -logits_to_keep:], input_ids[:, 0].tolist(), input_ids[:, 1]
         is_reference, update = model is self.ref_model, torch.is_grad_enabled()
+        if not (is_reference or update or compute_entropy or self._scores_rollouts):
+            assert self._rollout is not None
+            return self._rollout.sampler_logp_NL[rows_N], None, None
         owner = REFERENCE if is_reference else POLICY
         entropy: EntropyMode = "none"
         if compute_entropy:
@@ -307,14 +310,21 @@ class MentorGRPOTrainer(WholeStates, GRPOTrainer):
                 piece = slice(start, start + size)
                 parts.append(self.passes.logprobs(model, uids_N[piece], tokens_NL[piece], owner, entropy))
         logp_NL, entropy_NL = (torch.cat(column) for column in zip(*parts, strict=True))
-        if not is_reference and update is not self._scores_rollouts:
+        sampled_by_it = self.state.global_step % self.num_iterations == 0  # no update since the rollout
+        if not is_reference and sampled_by_it and update is not self._scores_rollouts:
             self._watch_gap(logp_NL.detach(), rows_N)
         return logp_NL, entropy_NL if compute_entropy else None, None
 
     @property
     def _scores_rollouts(self) -> bool:
-        """Whether a pass without gradient finds the log-probs of a rollout before its updates."""
-        return self.num_iterations > 1 or self.algorithm.importance is not None
+        """Whether a pass without gradient finds the log-probs of a rollout before its updates.
+
+        Not where the sampler's own will do: float32, and of the distribution that is optimised.
+        """
+        if self.algorithm.importance is not None:
+            return True
+        exact = self.passes.same_distribution and not self.args.bf16 and self.algorithm.sampler_dtype is None
+        return self.num_iterations > 1 and not exact
 
     def _weigh(self, scored: dict[str, torch.Tensor], importance: Importance) -> None:
         """Importance weights into the advantages; trl takes one per token, and hands vespo's weights to vespo."""

@@ -13,6 +13,7 @@ from mentor_base.errors import UserError
 from mentor_rl import grpo_run, grpo_setup
 from mentor_rl import trainer as trainer_module
 from mentor_rl.grpo_setup import check_rollout
+from mentor_rl.policy_passes import PolicyPasses
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.rollout import chunks_of
 
@@ -90,6 +91,28 @@ def test_static_steps_train_what_the_loop_trains(policy: Path, tmp_path: Path, m
     assert max(line["gap/max"] for line in static[1:]) < 1e-3
     assert len(engines) == 1
     assert engines[0]._held is not None
+
+
+@pytest.mark.parametrize(("scale", "logprob", "passes"), [(1.0, "guided", 4), (2.0, "conditional", 6)])
+def test_the_samplers_log_probs_stand_in_for_a_pass(
+    scale: float, logprob: str, passes: int, policy: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Two rollouts with two updates each: old log-probs cost a pass only where the sampler's are of something else."""
+    calls = []
+    logprobs = PolicyPasses.logprobs
+
+    def counted(self: Any, model: Any, *args: Any) -> Any:
+        calls.append(model)
+        return logprobs(self, model, *args)
+
+    monkeypatch.setattr(PolicyPasses, "logprobs", counted)
+    guidance = {"scale": scale, "logprob": logprob}
+    algorithm = {"group_size": 4, "prompts_per_step": 2, "inner_iterations": 2, "beta": 0.0, "guidance": guidance}
+    lines = run_recipe(toy_recipe(policy, tmp_path / "run", 4, algorithm=algorithm))
+    assert len(calls) == passes
+    assert ["gap/max" in line for line in lines[1:]] == [True, False] * 2
+    if logprob == "guided":
+        assert max(line.get("gap/max", 0.0) for line in lines) < 1e-3
 
 
 @pytest.mark.parametrize(
