@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from mentor_base.runlog import RunFolder, write_atomically
-from mentor_rl.monitors.tables import PictureTable, Row, small
+from mentor_rl.monitors.tables import PictureTable, small
 
 
 def save_groups(run: RunFolder, table: PictureTable) -> None:
@@ -35,29 +36,33 @@ def save_groups(run: RunFolder, table: PictureTable) -> None:
     write_atomically(folder / "rows.jsonl", "".join(lines))
 
 
-def read_groups(run: Path) -> list[PictureTable]:
-    """The groups that a run has kept, by step."""
-    tables = []
-    for file in sorted(_folder(run).glob("step_*/rows.jsonl")):
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        rows = tuple(
-            Row(
-                line["uid"],
-                line["text"],
-                tuple(_opened(file.parent / name) for name in line["references"]),
-                _opened(file.parent / line["picture"]),
-                line["scores"],
-                line["advantage"],
-            )
-            for line in lines
-        )
-        tables.append(PictureTable("groups", lines[0]["step"], rows))
-    return tables
+@dataclass(frozen=True)
+class KeptPicture:
+    """A row that was written: as tables.Row, with files in the place of pictures."""
+
+    uid: int
+    text: str
+    references: tuple[Path, ...]
+    picture: Path
+    scores: Mapping[str, float | None]
+    advantage: float
 
 
-def _opened(file: Path) -> Image.Image:
-    with Image.open(file) as image:
-        return image.convert("RGB")
+def read_groups(run: Path) -> dict[int, list[KeptPicture]]:
+    """The groups that a run has kept, by step, ascending."""
+    return {
+        int(file.parent.name.removeprefix("step_")): [
+            _kept(file.parent, json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()
+        ]
+        for file in sorted(_folder(run).glob("step_*/rows.jsonl"))
+    }
+
+
+def _kept(folder: Path, line: Mapping[str, Any]) -> KeptPicture:
+    references = tuple(folder / name for name in line["references"])
+    return KeptPicture(
+        line["uid"], line["text"], references, folder / line["picture"], line["scores"], line["advantage"]
+    )
 
 
 def _folder(run: Path) -> Path:

@@ -12,9 +12,11 @@ import yaml
 
 from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
+from mentor_rl.monitors.group_files import read_groups
 from mentor_rl.monitors.sentences import Sign, signs
 from mentor_rl.report.benchmarks import read_results, results_section
 from mentor_rl.report.curves import Metrics, charts_of_run, read_metrics
+from mentor_rl.report.groups import groups_trained_on, metric_table
 from mentor_rl.report.markup import details, section
 from mentor_rl.report.pictures import before_after, benchmark_pictures, over_time, sample_grids, side_by_side
 
@@ -38,7 +40,11 @@ def run_section(path: Path, label: str, anchor: str) -> str:
         _signs(watched),
         section("Curves", charts_of_run(metrics, [sign.alarm for sign in watched if sign.alarm is not None])),
         section("Fixed prompts over time", over_time(shown) if shown else "", "Scores show on hover."),
+        section(
+            "Groups trained on", groups_trained_on(read_groups(path)), "First and last kept. Scores show on hover."
+        ),
         section("Sample grids", sample_grids(path)),
+        metric_table(metrics),
         details("Resolved recipe", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
         details("Manifest", json.dumps(manifest, indent=2)),
     ]

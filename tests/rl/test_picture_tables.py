@@ -21,6 +21,7 @@ from mentor_rl.monitors.group_files import read_groups
 from mentor_rl.monitors.metrics import GRPO, lines_for, meaning_of
 from mentor_rl.monitors.tables import SIDE, GroupTable, PictureTable, Row
 from mentor_rl.monitors.trackers import to_tensorboard, to_trackio, to_wandb
+from mentor_rl.report.groups import groups_trained_on
 
 REWARDS = {
     "brightness": {"use": f"{HERE}:Brightness", "weight": 0.5},
@@ -71,19 +72,24 @@ def test_groups_are_kept_with_every_score_and_the_advantages_of_the_loss(run) ->
     """trl's advantages are those of aggregate.py, over the whole batch; the table shows its first two groups."""
     folder, seen = run
     tables = read_groups(folder)
-    assert [table.step for table in tables] == [1, 4]
+    assert list(tables) == [1, 4]
     rollouts = [(batch, scores) for batch, scores in seen if len(batch) == 12]
-    for table, (batch, scores) in zip(tables, (rollouts[0], rollouts[3]), strict=True):
+    for kept, (batch, scores) in zip(tables.values(), (rollouts[0], rollouts[3]), strict=True):
         expected = advantages(scores.matrix(), [0.5, 1.0], batch.group_ids)
-        assert len(table.rows) == 8
-        assert len({row.uid for row in table.rows}) == 2
-        for i, row in enumerate(table.rows):
+        assert len(kept) == 8
+        assert len({row.uid for row in kept}) == 2
+        for i, row in enumerate(kept):
             assert row.text == batch.prompts[i]
             assert row.scores == {name: values[i] for name, values in scores.raw.items()}
             assert row.advantage == pytest.approx(expected[i], abs=2e-4)
-            assert row.picture.tobytes() == batch.images[i].tobytes()
+            assert Image.open(row.picture).tobytes() == batch.images[i].tobytes()
             assert len(row.references) == len(batch.references[i]) == 1
-    assert any(row.scores["redness"] is None for table in tables for row in table.rows)
+    assert any(row.scores["redness"] is None for kept in tables.values() for row in kept)
+    page = groups_trained_on(tables)
+    assert page.count("class='card'") == 4
+    assert page.count("data:image/png") == 4 * 5
+    best = max(tables[4], key=lambda row: row.advantage)
+    assert f"{best.advantage:+.2f}" in page
 
 
 def test_tables_are_due_at_the_first_rollout_and_then_every_so_many_steps() -> None:
