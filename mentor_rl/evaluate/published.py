@@ -107,13 +107,11 @@ def published_markdown(result: Result) -> str:
     lines = [f"| MENTOR, {where}: {table.title} | {' | '.join(table.columns)} |"]
     lines.append("|---" * (len(table.columns) + 1) + "|")
     lines += [f"| {name} | {' | '.join(map(shown, values))} |" for name, values in table.rows.items()]
-    comparable = any(table.columns.values())
-    for row in result.checkpoints if comparable else ():
+    for row in result.checkpoints:
         ours = (_ours(result, row, place) for place in table.columns.values())
         lines.append(f"| **{row}** (ours)[^protocol] | {' | '.join(map(cell, ours))} |")
     notes = " ".join([table.footnote.strip(), *(f"Here: {note}." for note in result.notes)])
-    mark = "[^protocol]: " if comparable else ""
-    return "\n" + "\n".join(lines) + f"\n\n{mark}{notes} Judge: {result.judge}. Published: {table.source}.\n"
+    return "\n" + "\n".join(lines) + f"\n\n[^protocol]: {notes} Judge: {result.judge}. Published: {table.source}.\n"
 
 
 def shown(value: Published) -> str:

@@ -131,10 +131,10 @@ class DreamBenchPlusRecipe(PictureRecipe):
 class Towers(Section):
     """Weights of DreamBench's towers: a local folder or file, or a hub id; null leaves a metric out."""
 
-    clip: str = "openai/clip-vit-base-patch32"
-    dino: str = "facebook/dino-vits8"
-    dino_s16: str | None = "facebook/dino-vits16"
-    dinov2: str | None = "facebook/dinov2-small"
+    clip: WeightsSource = "openai/clip-vit-base-patch32"
+    dino: WeightsSource = "facebook/dino-vits8"
+    dino_s16: WeightsSource | None = "facebook/dino-vits16"
+    dinov2: WeightsSource | None = "facebook/dinov2-small"
 
 
 class DreamBenchRecipe(PictureRecipe):

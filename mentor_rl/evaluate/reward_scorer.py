@@ -18,10 +18,14 @@ class RewardScorer:
     Args:
         entries: as in a GRPO recipe; weights and roles mean nothing here. An entry without ``device`` goes to the
             process's device.
+
+    Raises:
+        RewardError: an entry that cannot be used as given; now, and not after hours of drawing.
     """
 
     def __init__(self, entries: Mapping[str, RewardEntry]) -> None:
         self.entries = dict(entries)
+        Composite(self.entries)  # reads no weights
         self._composite: Composite | None = None
 
     def load(self, device: str) -> None:

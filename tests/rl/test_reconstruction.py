@@ -116,8 +116,8 @@ def test_a_policy_stands_beside_tokenizer_and_baselines(random_policy: Path, tmp
     assert result.metrics["toy"]["PSNR"][0] == pytest.approx(np.mean([psnr(l2) for l2 in own]))
     assert "not comparable" in result.notes[-1]
     page = (tmp_path / "run" / "results" / "reconstruction.md").read_text(encoding="utf-8")
-    assert "| MENTOR | 0.1008 | 0.0867 |" in page
-    assert "(ours)" not in page  # no column of the paper's is measured here
+    assert "| MENTOR | 0.1008 | 0.0867 | – |" in page
+    assert "| **toy** (ours)[^protocol] |  |  | 0." in page  # in a column of its own
 
 
 def test_pictures_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
