@@ -64,7 +64,7 @@ class Aesthetic(ClipReward):
         path = find_weights(self.head, _FILE, self.sha256)
         weight, bias = affine_map(read_tensors(path), str(path))
         super().load(device, dtype)
-        width = self.tower.model.config.projection_dim
+        width = self.tower.width
         if len(weight) != width:
             self.unload()
             raise RewardError(f"{path}: expected a head for embeddings of {width} channels, found {len(weight)}")

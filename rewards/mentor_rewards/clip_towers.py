@@ -37,6 +37,7 @@ class ClipTower:
         self, files: Sequence[Path], model: Any, tokenizer: Any, tokenizer_folder: Path, preprocessing: PixelsOf
     ) -> None:
         self.files, self.model, self.tokenizer, self.preprocessing = tuple(files), model, tokenizer, preprocessing
+        self.width: int = model.config.projection_dim
         self.text_length: int = model.config.text_config.max_position_embeddings
         self._tokenizer_folder = tokenizer_folder
 

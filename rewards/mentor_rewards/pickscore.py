@@ -52,9 +52,10 @@ class PickScore(ClipReward):
         if self.processor is not None:
             files = [name for name in (*TOKENIZER_FILES, *MODEL_FILES) if "safetensors" not in name]
             pixels = Preprocessing.load(find_folder(self.processor, files))
-        self._hold(ClipTower.load(self.checkpoint, device, dtype, tokenizer=self.processor, preprocessing=pixels))
+        tower = ClipTower.load(self.checkpoint, device, dtype, tokenizer=self.processor, preprocessing=pixels)
+        self._hold(tower)
         # From the file: rounded to bfloat16 with the tower it would be 1 % off.
-        self._scale = float(read_tensor(self.tower.files, "logit_scale").float().exp())
+        self._scale = float(read_tensor(tower.files, "logit_scale").float().exp())
         self.spec = replace(self.spec, range=(-self._scale, self._scale))
 
     def score(self, batch: RewardBatch) -> RewardOutput:
