@@ -117,6 +117,7 @@ class _Planner:
     def __init__(self, path: Path, recipe: AblateRecipe, need_inputs: bool) -> None:
         self.path, self.recipe, self.need_inputs = path, recipe, need_inputs
         self.steps: dict[str, AblationStep] = {**recipe.stages, BENCHMARK: recipe.benchmark}
+        self.bases: dict[str, Recipe] = {}  # what all arms share
         self.jobs: dict[str, Job] = {}
         self.known: dict[str, str] = {}  # what a job does -> its name
         self.members: dict[ArmSeed, dict[str, str]] = {}
@@ -125,8 +126,8 @@ class _Planner:
         for step in self.recipe.stages:
             if not NAME.fullmatch(step) or "." in step or step == POLICY:
                 raise UserError(f"{self.path}: stages.{step}: expected a name of letters, digits and _, not '{POLICY}'")
-        bases = {step: self._base(step) for step in self.steps}
-        arms = arms_of(self.recipe, bases, str(self.path))
+        self.bases = {step: self._base(step) for step in self.steps}
+        arms = arms_of(self.recipe, self.bases, str(self.path))
         reference = self.recipe.reference or FULL
         for seed in self.recipe.seeds:
             for arm in arms:
@@ -160,8 +161,7 @@ class _Planner:
 
     def _stage(self, arm: Arm, seed: int, step: str, start: str | None, before: str | None) -> str:
         where = f"{self.path}: arm '{arm.name}', {step}"
-        base = self._base(step)
-        key = "policy" if isinstance(base, GrpoRecipe) else "init"
+        key = "policy" if isinstance(self.bases[step], GrpoRecipe) else "init"
         changes = {**self.steps[step].overrides, **arm.of_step(step)}
         if before is not None and key in changes:
             earlier = self.jobs[before].step
