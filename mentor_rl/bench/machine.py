@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import platform
 import re
@@ -70,6 +72,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
+            _give_back()
             CLEAR.write_text("5")  # resets VmHWM, the peak; see proc(5)
             self.before = resident("VmRSS")
 
@@ -77,6 +80,14 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
         return resident("VmHWM") - self.before
+
+
+def _give_back() -> None:
+    """Freed memory back to the system, so that what ran before does not hide what comes (glibc keeps it)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def resident(field: str) -> int:
