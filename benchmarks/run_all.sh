@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All figures of RESULTS.md anew: about half an hour on two CPU cores, which should have nothing else to do.
+# All figures of RESULTS.md anew: half an hour on two CPU cores, which should have nothing else to do.
 # Records go to records/, the page is made of them. MENTOR=... names another command than `mentor`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -40,9 +40,9 @@ from mentor_rl.evaluate.ade20k import (
     tally,
 )
 from mentor_rl.evaluate.benchmark import Facts, Item, Sample, Scored, Tabulated, Unscored
-from mentor_rl.evaluate.fingerprint import fingerprint
 from mentor_rl.evaluate.recipes import Ade20kRecipe
 from mentor_rl.evaluate.result import Value
+from mentor_rl.evaluate.tokenizer_ceiling import Ceiling
 from mentor_rl.pictures import open_picture
 
 SUBSET = 100  # pictures of labels: all, unless the recipe says more
@@ -68,7 +68,7 @@ class Ade20k:
         self.scenes = {scene.name: scene for scene in self._chosen(scenes)}
         self.present = {scene.name: present(read_annotation(scene.annotation)) for scene in self.scenes.values()}
         self.tau = recipe.tau
-        self._vq: Any = None
+        self.ceiling = Ceiling(recipe.tokenizer)
         self._truth = lru_cache(maxsize=_MAPS_KEPT)(self._read_truth)
         self._squares = lru_cache(maxsize=_MAPS_KEPT)(self._read_square)
         self._ceilings = lru_cache(maxsize=2)(self._read_ceilings)
@@ -89,24 +89,18 @@ class Ade20k:
 
     def load(self, device: str) -> None:
         """The tokenizer, where one is named; and tau, where it is tuned."""
-        if self.recipe.tokenizer is None:
-            return
-        from mentor_base.checkpoint import load_tokenizer_of
-
-        self._vq = load_tokenizer_of(self.recipe.tokenizer).to(device)
-        if self.recipe.tune_tau:
+        self.ceiling.load(device)
+        if self.ceiling.known and self.recipe.tune_tau:
             self.tau = self._tuned_tau()
 
     def unload(self) -> None:
         """Free the tokenizer."""
-        self._vq = None
+        self.ceiling.unload()
 
     @property
     def judge(self) -> str:
         """The thresholds; no network judges."""
-        ceiling = self.recipe.tokenizer
-        with_ceiling = "" if ceiling is None else f"; tokenizer {ceiling} {fingerprint(ceiling)}"
-        return f"masks by max(RGB) > {self.tau}/255, merged by 5 x 5 colour error{with_ceiling}"
+        return f"masks by max(RGB) > {self.tau}/255, merged by 5 x 5 colour error{self.ceiling.said}"
 
     @property
     def stand_in(self) -> bool:
@@ -168,7 +162,7 @@ class Ade20k:
         if label not in self.present[scene]:
             return {}  # asked for in protocol C alone; its map says what it claims
         facts: dict[str, Any] = {"overlap": self._overlap(sample.image, scene, label)}
-        if self._vq is not None:
+        if self.ceiling.known:
             labels, drawings = self.present[scene], self._ceilings(scene)
             facts["ceiling overlap"] = self._overlap(drawings[labels.index(label)], scene, label)
             if label == labels[0]:
@@ -189,10 +183,8 @@ class Ade20k:
 
     def _read_ceilings(self, scene: str) -> list[Image.Image]:
         """The true cut-outs of a picture through the tokenizer, by label."""
-        from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
-
-        picture, truth_HW = self._squares(scene, self._vq.config.image_size), self._truth(scene)
-        return through_tokenizer(self._vq, [composite(picture, truth_HW == k) for k in self.present[scene]])
+        picture, truth_HW = self._squares(scene, self.ceiling.side), self._truth(scene)
+        return self.ceiling([composite(picture, truth_HW == k) for k in self.present[scene]])
 
     def _merged(self, scored: Scored, names: Sequence[str]) -> dict[str, Value]:
         """mIoU of protocol B, and of C where all labels were asked for."""
@@ -223,15 +215,14 @@ class Ade20k:
         """On true cut-outs of training pictures through the tokenizer."""
         scenes = read_scenes(self.recipe.data, "training")
         some = random.Random(self.recipe.seed).sample(scenes, min(self.recipe.tune_tau, len(scenes)))
-        from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
-
-        drawings, masks = [], []
+        drawings: list[Image.Image] = []
+        masks: list[np.ndarray] = []
         with ProgressBar("ade20k: tuning tau", len(some)) as bar:
             for scene in some:
                 truth_HW = read_annotation(scene.annotation)
-                picture = square(open_picture(scene.image), self._vq.config.image_size)
+                picture = square(open_picture(scene.image), self.ceiling.side)
                 own = [truth_HW == label for label in present(truth_HW)]
-                drawings += through_tokenizer(self._vq, [composite(picture, mask) for mask in own])
+                drawings += self.ceiling([composite(picture, mask) for mask in own])
                 masks += own
                 bar.advance()
         if not masks:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +15,6 @@ from PIL import Image
 from mentor_base.errors import UserError
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.benchmark import Facts, Item, Sample, Scored, Tabulated, Unscored
-from mentor_rl.evaluate.fingerprint import fingerprint
 from mentor_rl.evaluate.picture_folder import listed
 from mentor_rl.evaluate.recipes import ReconstructionRecipe
 from mentor_rl.evaluate.reconstruction import (
@@ -31,6 +29,7 @@ from mentor_rl.evaluate.reconstruction import (
     unreadable,
 )
 from mentor_rl.evaluate.result import Value
+from mentor_rl.evaluate.tokenizer_ceiling import Ceiling
 from mentor_rl.pictures import open_picture
 
 MADE = "made"
@@ -53,7 +52,7 @@ class Reconstruction:
         faults = unreadable(self.files)
         if faults:
             raise UserError(f"{self.root}: {len(faults)} of the chosen pictures cannot be read: {listed(faults)}")
-        self._vq: Any = None
+        self.ceiling = Ceiling(recipe.tokenizer)
         self._baselines = lru_cache(maxsize=1)(self._baselines_of)  # the seeds of an item are neighbours
 
     def items(self) -> Sequence[Item]:
@@ -70,21 +69,16 @@ class Reconstruction:
 
     def load(self, device: str) -> None:
         """The tokenizer, where one is named."""
-        if self.recipe.tokenizer is not None:
-            from mentor_base.checkpoint import load_tokenizer_of
-
-            self._vq = load_tokenizer_of(self.recipe.tokenizer).to(device)
+        self.ceiling.load(device)
 
     def unload(self) -> None:
         """Free the tokenizer."""
-        self._vq = None
+        self.ceiling.unload()
 
     @property
     def judge(self) -> str:
         """The measure itself; no network judges."""
-        ceiling = self.recipe.tokenizer
-        with_ceiling = "" if ceiling is None else f"; tokenizer {ceiling} {fingerprint(ceiling)}"
-        return f"L2 of pixels in [-1, 1] at {self.recipe.side}{with_ceiling}"
+        return f"L2 of pixels in [-1, 1] at {self.recipe.side}{self.ceiling.said}"
 
     @property
     def stand_in(self) -> bool:
@@ -128,10 +122,8 @@ class Reconstruction:
     def _baselines_of(self, item: str) -> dict[str, float]:
         original = _original(self.files[int(item)], self.recipe.side)
         rows = {"bicubic": as_the_encoder_sees(original, self.recipe.side), "copy": original}
-        if self._vq is not None:
-            from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
-
-            rows["tokenizer"] = through_tokenizer(self._vq, [original])[0]
+        if self.ceiling.known:
+            rows["tokenizer"] = self.ceiling([original])[0]
         return {name: self._l2(picture, original) for name, picture in rows.items()}
 
 

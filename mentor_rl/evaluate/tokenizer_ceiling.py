@@ -8,9 +8,57 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from mentor_base.images import to_images, to_pixels
+from mentor_rl.evaluate.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from mentor_base.vq import VQModel
+
+
+class Ceiling:
+    """The ceiling by the tokenizer that a recipe names, or none.
+
+    Args:
+        source: a checkpoint with a tokenizer; None: there is no ceiling.
+    """
+
+    def __init__(self, source: str | None) -> None:
+        self.source = source
+        self._vq: VQModel | None = None
+
+    def load(self, device: str) -> None:
+        """Bring the tokenizer to a device, where one is named."""
+        if self.source is not None:
+            from mentor_base.checkpoint import load_tokenizer_of
+
+            self._vq = load_tokenizer_of(self.source).to(device)
+
+    def unload(self) -> None:
+        """Free the tokenizer."""
+        self._vq = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is one; after ``load``."""
+        return self._vq is not None
+
+    @property
+    def said(self) -> str:
+        """For the name of a judge: the tokenizer and its checksum, or nothing."""
+        return "" if self.source is None else f"; tokenizer {self.source} {fingerprint(self.source)}"
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that come out."""
+        return self._loaded.config.image_size
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Pictures as they come out."""
+        return through_tokenizer(self._loaded, images)
+
+    @property
+    def _loaded(self) -> VQModel:
+        assert self._vq is not None, "no tokenizer is loaded"
+        return self._vq
 
 
 def through_tokenizer(vq: VQModel, images: Sequence[Image.Image], batch: int = 64) -> list[Image.Image]:

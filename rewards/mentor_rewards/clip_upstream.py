@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 
 from mentor_rewards.contract import RewardError
 from mentor_rewards.pixels import rgb
+from mentor_rewards.pretrained import upstream_module
 from mentor_rewards.weights import checksum
 
 CONFIG = "open_clip_config.json"
@@ -34,7 +34,7 @@ class OpenClipTower:
     """
 
     def __init__(self, source: str | Path, device: str, dtype: str) -> None:
-        open_clip = _package()
+        open_clip = upstream_module("open_clip", "open-clip")
         folder = Path(source).expanduser()
         if folder.exists() and not (folder / CONFIG).is_file():
             raise RewardError(f"{folder}: expected a folder of open_clip, found no {CONFIG}")
@@ -65,15 +65,3 @@ class OpenClipTower:
         """Which texts lose tokens; start and end mark count."""
         limit: int = self._tokenizer.context_length
         return [len(self._tokenizer.encode(text)) + 2 > limit for text in texts]
-
-
-def _package() -> Any:
-    try:
-        import open_clip
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit raises RuntimeError
-        reason = str(error).splitlines()[0]
-        raise RewardError(
-            f"backend upstream: {reason}; it needs a torchvision that fits torch, and the extra: "
-            "pip install 'mentor-rl[open-clip]'"
-        ) from error
-    return open_clip

@@ -128,14 +128,9 @@ class HPSv21(HPSv2):
 
 def _upstream(device: str) -> Any:
     """The module hpsv2.img_score."""
-    try:
-        from hpsv2 import img_score
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit raises RuntimeError
-        reason = str(error).splitlines()[0]
-        raise RewardError(
-            f"backend upstream: {reason}; it needs a torchvision that fits torch, and the extra: "
-            "pip install 'mentor-rl[hpsv2]'"
-        ) from error
+    from mentor_rewards.pretrained import upstream_module
+
+    img_score = upstream_module("hpsv2.img_score", "hpsv2")
     if device.partition(":")[0] != img_score.device:
         raise RewardError(f"backend upstream: hpsv2 chose the device '{img_score.device}', the entry says '{device}'")
     return img_score

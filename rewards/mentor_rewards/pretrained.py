@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,22 @@ from mentor_rewards.contract import RewardError
 from mentor_rewards.weights import MODEL_FILES, find_folder
 
 _PICKLED = "pytorch_model.bin"
+
+
+def upstream_module(name: str, extra: str) -> Any:
+    """A module of an upstream package, for ``backend: upstream``.
+
+    Raises:
+        RewardError: it cannot be imported; names the extra.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision that does not fit raises RuntimeError
+        reason = str(error).splitlines()[0]
+        raise RewardError(
+            f"backend upstream: {reason}; it needs a torchvision that fits torch, and the extra: "
+            f"pip install 'mentor-rl[{extra}]'"
+        ) from error
 
 
 def model_folder(source: str | Path, extra: tuple[str, ...] = ()) -> Path:

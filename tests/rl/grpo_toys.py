@@ -63,6 +63,31 @@ class Silent(Brightness):
         return super().score(batch)
 
 
+class Counted(Brightness):
+    """Writes down how many pictures each call has."""
+
+    spec = RewardSpec("counted", "1", range=(0.0, 1.0))
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        with open(self.file, "a", encoding="utf-8") as lines:
+            lines.write(f"{len(batch)}\n")
+        return super().score(batch)
+
+
+class BreaksOnSecond(Brightness):
+    """Raises in the second of several processes."""
+
+    spec = RewardSpec("breaks", "1", range=(0.0, 1.0))
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        if os.environ.get("RANK") == "1":
+            raise ValueError("the second process met its end")
+        return super().score(batch)
+
+
 class Slow(Brightness):
     """Waits before it answers, as a server does."""
 
