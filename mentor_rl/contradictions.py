@@ -110,6 +110,12 @@ def _sampler(recipe: GrpoRecipe) -> Iterator[str]:
 
 def _run(recipe: GrpoRecipe) -> Iterator[str]:
     algorithm, watched = recipe.algorithm, recipe.monitoring
+    pictures = algorithm.group_size * algorithm.prompts_per_step
+    if algorithm.micro_batch is not None and pictures % algorithm.micro_batch:
+        yield (
+            f"algorithm.micro_batch: expected a divisor of group_size x prompts_per_step = {pictures}, "
+            f"found {algorithm.micro_batch}"
+        )
     if recipe.checkpoints.every % algorithm.inner_iterations:
         yield (
             f"checkpoints.every: expected a multiple of algorithm.inner_iterations = {algorithm.inner_iterations}, "

@@ -19,6 +19,7 @@ from mentor_base.errors import UserError
 from mentor_rl import grpo_run
 from mentor_rl import trainer as trainer_module
 from mentor_rl.grpo_run import quiet_libraries
+from mentor_rl.grpo_setup import pictures_per_process
 from mentor_rl.objective import group_advantages, grpo_loss
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.trainer import MentorGRPOTrainer
@@ -258,7 +259,10 @@ def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algorithm": {"micro_batch": 3}}, "multiple of micro_batch x processes = 3 x 1, found 8"),
+        (
+            {"algorithm": {"micro_batch": 3}},
+            "micro_batch: expected a divisor of group_size x prompts_per_step = 8, found 3",
+        ),
         (
             {"algorithm": {"inner_iterations": 3}},
             "checkpoints.every: expected a multiple of algorithm.inner_it",
@@ -278,6 +282,13 @@ def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) 
 def test_recipes_that_do_not_add_up(policy, tmp_path, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         run_recipe(toy_recipe(policy, tmp_path / "run", **changes))
+
+
+def test_pictures_that_processes_cannot_share_evenly(policy, tmp_path) -> None:
+    recipe = GrpoRecipe.model_validate(toy_recipe(policy, tmp_path / "run", algorithm={"micro_batch": 4}))
+    assert pictures_per_process(recipe, 2) == 4
+    with pytest.raises(UserError, match="multiple of micro_batch x processes = 4 x 3, found 8"):
+        pictures_per_process(recipe, 3)
 
 
 @pytest.mark.parametrize(("name", "value"), [("mask_truncated_completions", True), ("top_k", 50), ("top_p", 0.9)])
