@@ -39,6 +39,7 @@ from mentor_base.settings import EmojiData, Sampling, Split
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.evaluator import Evaluator
+from mentor_rl.evaluate.paired import PRODUCT, RATIO, statistic
 from mentor_rl.evaluate.result import Result, Value
 from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 
@@ -193,16 +194,12 @@ def metrics_of(table_I5: np.ndarray) -> dict[str, Value]:
     return {
         "CP": bootstrap.estimate(table_I5, lambda m: m[..., 0]),
         "PF": bootstrap.estimate(table_I5, lambda m: m[..., 1]),
-        "CP·PF": bootstrap.estimate(table_I5, _product),
+        "CP·PF": bootstrap.estimate(table_I5, statistic(PRODUCT)),
         "CP·PF per picture": bootstrap.estimate(table_I5, lambda m: m[..., 2]),
-        "CP/PF": bootstrap.estimate(table_I5, lambda m: m[..., 0] / np.maximum(m[..., 1], 1e-9)),
+        "CP/PF": bootstrap.estimate(table_I5, statistic(RATIO)),
         "style": bootstrap.estimate(table_I5, lambda m: m[..., 3]),
         "ground": bootstrap.estimate(table_I5, lambda m: m[..., 4]),
     }
-
-
-def _product(means: np.ndarray) -> np.ndarray:
-    return means[..., 0] * means[..., 1]
 
 
 def compare(
@@ -230,12 +227,12 @@ def compare(
     if len(tables) > 1:
         firsts, seconds = zip(*tables.values(), strict=True)
         tables[HELD_OUT] = np.concatenate(firsts), np.concatenate(seconds)
-    statistics = {"CP": lambda m: m[..., 0], "PF": lambda m: m[..., 1], "CP·PF": _product}
+    statistics = {"CP": lambda m: m[..., 0], "PF": lambda m: m[..., 1], "CP·PF": statistic(PRODUCT)}
     out: dict[str, dict[str, list[float]]] = {}
     for split, (first, second) in tables.items():
         out[split] = {}
-        for metric, statistic in statistics.items():
-            change, relative = bootstrap.paired_change(first, second, statistic)
+        for metric, of_means in statistics.items():
+            change, relative = bootstrap.paired_change(first, second, of_means)
             out[split] |= {metric: change, f"{metric} relative": relative}
     return out
 
