@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mentor_base.config import MentorConfig
-from mentor_base.products import Linear, computing_dtype
+from mentor_base.products import Linear, Weight, computing_dtype, linear, prepared
 from mentor_base.rope import cells, rotate, rotation
 
 HEAD_GAIN = 16.0  # logits move 16 times as far through the codebook part of the head: its vectors have unit length
@@ -88,6 +88,8 @@ class DecoderCache:
         prefix_bias: 0 at valid prefix slots, -inf at padding: [K, 1, 1, T].
         position: image inputs seen so far.
         tables: of the model that made the cache.
+        head: its output head [V, D], perhaps ready for few rows (products.py).
+        weights: of those products of the blocks that are ready for few rows.
         turns: rotation of each image input [L, d/2].
         place: [1], long, on the device: stands in for ``position`` where a step has to have static shapes
             (decode_graph.py), and is moved on by the caller; attention then reads ``window`` slots, masked after place.
@@ -97,17 +99,19 @@ class DecoderCache:
     length: int
     prefix_bias: torch.Tensor
     tables: Tables
+    head: Weight
     turns: torch.Tensor
+    weights: dict[nn.Module, Weight] = field(default_factory=dict)
     position: int = 0
     place: torch.Tensor | None = None
     window: int = 0
     prefix: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     own: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    @property
-    def head_weight(self) -> torch.Tensor:
-        """weight_VD of the output head."""
-        return self.tables.head_VD
+    def product(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output."""
+        weight = self.weights.get(layer)
+        return layer(x) if weight is None else linear(x, weight)
 
     def turn(self) -> torch.Tensor:
         """Rotation of the coming image input."""
@@ -135,6 +139,12 @@ class DecoderCache:
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, bool], torch.Tensor]  # q, k, v [R, H, d] -> mixed [R, D]
 Keep = Callable[[torch.Tensor], torch.Tensor]
+Product = Callable[[nn.Module, torch.Tensor], torch.Tensor]  # layer, rows -> the layer's output
+
+
+def plain_product(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    output: torch.Tensor = layer(x)
+    return output
 
 
 class RMSNorm(nn.Module):
@@ -178,16 +188,23 @@ class Block(GradientCheckpointingLayer):
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
 
-    def forward(self, x_RD: torch.Tensor, turns: torch.Tensor, attend: Attend, kept: Keep | None) -> torch.Tensor:
+    def forward(
+        self,
+        x_RD: torch.Tensor,
+        turns: torch.Tensor,
+        attend: Attend,
+        kept: Keep | None,
+        product: Product = plain_product,
+    ) -> torch.Tensor:
         """``kept`` (last block only) picks the rows whose output is wanted; ``attend`` gives those alone."""
-        qkv = self.qkv(self.attention_norm(x_RD)).unflatten(-1, (3, self.heads, -1))
+        qkv = product(self.qkv, self.attention_norm(x_RD)).unflatten(-1, (3, self.heads, -1))
         q, k = rotate(qkv[:, :2], turns).unbind(1)
         mixed_RD = attend(q, k, qkv[:, 2], kept is not None)
         if kept is not None:
             x_RD = kept(x_RD)
-        x_RD = x_RD + self._drop(self.out(mixed_RD))
-        gate, up = self.gate_up(self.ffn_norm(x_RD)).chunk(2, dim=-1)
-        return x_RD + self._drop(self.down(F.silu(gate) * up))
+        x_RD = x_RD + self._drop(product(self.out, mixed_RD))
+        gate, up = product(self.gate_up, self.ffn_norm(x_RD)).chunk(2, dim=-1)
+        return x_RD + self._drop(product(self.down, F.silu(gate) * up))
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout and self.training else x
@@ -389,23 +406,34 @@ class Decoder(nn.Module):
         first = rows[:prompts].repeat_interleave(group_size, dim=0).unsqueeze(1)
         return torch.cat([first, rows[prompts:].unflatten(0, (count, length - 1))], dim=1)
 
-    def prefill(self, prefix: Prefix, group_size: int, tables: Tables) -> tuple[torch.Tensor, DecoderCache]:
-        """Read the prompts -> hidden_ND for token 0, and the cache for ``step``."""
+    def prefill(
+        self, prefix: Prefix, group_size: int, tables: Tables, prepare: bool = False
+    ) -> tuple[torch.Tensor, DecoderCache]:
+        """Read the prompts -> hidden_ND for token 0, and the cache for ``step``.
+
+        ``prepare``: have the weights ready for the steps (products.py); they must not change while the cache is used.
+        """
         prompts, slots = prefix.mask_KT.shape
         layout = Layout(prompts, slots, group_size, 0, prefix.mask_KT)
         caption_RD = self._caption(prefix)
         bias = torch.zeros_like(prefix.mask_KT, dtype=caption_RD.dtype).masked_fill(~prefix.mask_KT, -math.inf)
         length = self.config.image_tokens
-        cache = DecoderCache(group_size, length, bias[:, None, None, :], tables, self._image_turns(length))
-        rows = self._blocks(caption_RD, self._prefix_turns(prefix), PrefixAttention(layout, cache), layout)
-        return rows.repeat_interleave(group_size, dim=0), cache
+        bias_K11T, turns = bias[:, None, None, :], self._image_turns(length)
+        cache = DecoderCache(group_size, length, bias_K11T, tables, tables.head_VD, turns)
+        if prepare:
+            rows = prompts * group_size
+            layers = [layer for block in self.blocks for layer in block.children() if isinstance(layer, Linear)]
+            cache.weights = {layer: prepared(layer.weight, rows) for layer in layers}
+            cache.head = prepared(tables.head_VD, rows)
+        x_KD = self._blocks(caption_RD, self._prefix_turns(prefix), PrefixAttention(layout, cache), layout)
+        return x_KD.repeat_interleave(group_size, dim=0), cache
 
     def step(self, tokens_N: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
         """The next token of each image -> hidden_ND that predicts the one after it. Moves the cache on."""
         x_ND = F.embedding(tokens_N, cache.tables.embedding_VD)
         attend, turn = StepAttention(cache), cache.turn()
         for block in self.blocks:
-            x_ND = block(x_ND, turn, attend, None)
+            x_ND = block(x_ND, turn, attend, None, cache.product)
         if cache.place is None:
             cache.position += 1
         return self.norm(x_ND)

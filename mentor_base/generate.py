@@ -49,6 +49,8 @@ class Decoding:
         tokens_NL, logp_NL: what was drawn so far.
         uniforms_NL: decide the draws.
         scales_N1: guidance scales, where images have each their own.
+
+    ``prepare``: have the weights ready for a loop of steps on a CPU (products.py); they must not change meanwhile.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class Decoding:
         generator: torch.Generator | None = None,
         uniforms_NL: torch.Tensor | None = None,
         scales_N: torch.Tensor | None = None,
+        prepare: bool = True,
     ) -> None:
         self.model, self.sampling = model, sampling
         self.scales_N1 = None if scales_N is None else scales_N[:, None]
         self.guided = sampling.guided or scales_N is not None
-        hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=self.guided)
+        hidden, cache = model(mode="prefill", prefix=prefix, group_size=group_size, guided=self.guided, prepare=prepare)
         self.hidden: torch.Tensor = hidden
         self.cache: DecoderCache = cache
         count, device = prefix.mask_KT.shape[0] * group_size, hidden.device
@@ -78,7 +81,7 @@ class Decoding:
     def choose(self, uniform_N1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each image and its log-prob, [N, 1] each."""
         cond, uncond = self.hidden.chunk(2) if self.guided else (self.hidden, None)
-        logits_NV = policy_logits(cond, uncond, self.cache.head_weight, self.sampling, self.scales_N1)
+        logits_NV = policy_logits(cond, uncond, self.cache.head, self.sampling, self.scales_N1)
         logp_NV = logits_NV.log_softmax(-1)
         tokens_N1 = draw_tokens(logp_NV.exp(), uniform_N1)
         return tokens_N1, logp_NV.gather(1, tokens_N1)
@@ -122,7 +125,7 @@ def generate(
     """
     if engine is not None:
         prefix = engine.padded(prefix)
-    decoding = Decoding(model, prefix, group_size, sampling, generator, uniforms_NL, scales_N)
+    decoding = Decoding(model, prefix, group_size, sampling, generator, uniforms_NL, scales_N, engine is None)
     if engine is not None:
         return engine.run(decoding)
     decoding.run()

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mentor_base.products import linear
+from mentor_base.products import Weight, linear
 from mentor_base.settings import Sampling
 
 CHUNK_ROWS = 4096
@@ -35,7 +35,7 @@ class TokenLogProbs(NamedTuple):
 def policy_logits(
     hidden_cond: torch.Tensor,
     hidden_uncond: torch.Tensor | None,
-    head_weight_VD: torch.Tensor,
+    head_weight_VD: Weight,
     sampling: Sampling,
     scales: torch.Tensor | None = None,
 ) -> torch.Tensor:

@@ -189,9 +189,14 @@ class MentorForConditionalGeneration(PreTrainedModel):
         return self.decoder.hidden(self._half(prefix, unconditional, guided), tokens, group_size, self._tables())
 
     def _prefill(
-        self, prefix: Prefix, group_size: int = 1, unconditional: bool = False, guided: bool = False
+        self,
+        prefix: Prefix,
+        group_size: int = 1,
+        unconditional: bool = False,
+        guided: bool = False,
+        prepare: bool = False,
     ) -> tuple[torch.Tensor, DecoderCache]:
-        return self.decoder.prefill(self._half(prefix, unconditional, guided), group_size, self._tables())
+        return self.decoder.prefill(self._half(prefix, unconditional, guided), group_size, self._tables(), prepare)
 
     def _step(self, tokens: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
         return self.decoder.step(tokens, cache)

@@ -35,10 +35,10 @@ class DecoderPolicy(nn.Module):
     def forward(self, mode: str, **inputs: Any) -> Any:
         return self._prefill(**inputs) if mode == "prefill" else self.decoder.step(inputs["tokens"], inputs["cache"])
 
-    def _prefill(self, prefix: Prefix, group_size: int, guided: bool) -> Any:
+    def _prefill(self, prefix: Prefix, group_size: int, guided: bool, prepare: bool) -> Any:
         if guided:
             prefix = Prefix.join([prefix, self.decoder.unconditional(prefix)])
-        return self.decoder.prefill(prefix, group_size, self.decoder.tables(torch.empty(0)))
+        return self.decoder.prefill(prefix, group_size, self.decoder.tables(torch.empty(0)), prepare)
 
 
 def plain_config(size: str, tokens: int, prefix: int) -> MentorConfig:

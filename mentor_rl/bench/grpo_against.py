@@ -72,10 +72,10 @@ class Turns(TrainerCallback):
         self.ours = self.theirs = 0
         self._peak = PeakMemory(device)
 
-    def on_step_begin(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._peak = PeakMemory(self.device)
+        self._peak = PeakMemory(self.device)  # gives memory back, which takes a while: never inside a timed step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.ours = max(self.ours, self._peak.grown())
@@ -85,6 +85,7 @@ class Turns(TrainerCallback):
         peak = PeakMemory(self.device)
         self.found.append(self.other.take([self.store[uid] for uid in uids], uids, step))
         self.theirs = max(self.theirs, peak.grown())
+        self._peak = PeakMemory(self.device)
 
 
 def run_in_turns(recipe: GrpoRecipe, run: RunFolder) -> Turns:
