@@ -6,9 +6,11 @@ Colours are CSS variables with fall-backs, so that a report can set them for dar
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+
+from mentor_rl.plot_labels import Box, Placed, place_labels
 
 Point = tuple[float, float]
 COLOURS = ("#3366cc", "#d9632b", "#2f9e5f", "#8a4fbf", "#c2405f", "#1f8f9f", "#8c6d31", "#666f7a")
@@ -74,11 +76,15 @@ def scatter_chart(
 ) -> str:
     """Named points of two shares, and curves of equal product.
 
-    With ``faint``, further points of the same names, the axes close in on what is drawn; else both run from 0 to 1.
+    Names stand beside their points where there is room for all, else numbers do, and the names below the chart. The
+    axes run from 0 to 1; with ``faint``, further points of the same names, or where there is no room for numbers
+    either, they close in on what is drawn.
     """
     faint = faint or {}
     everything = [*points.values(), *(point for each in faint.values() for point in each)]
-    frame = _close_frame(everything) if faint else _Frame(0, 1, 0, 1)
+    frame = _Frame(0, 1, 0, 1)
+    if faint or _placed(frame, points.values(), _numbers(points)).covered > 0.0:
+        frame = _close_frame(everything)
     parts = [_axes(frame), *_products(frame)]
     for i, (name, (x, y)) in enumerate(points.items()):
         for pale_x, pale_y in faint.get(name, ()):
@@ -86,11 +92,12 @@ def scatter_chart(
                          f'fill="{colour(i)}" fill-opacity="0.45"/>')  # fmt: skip
         dot = f'<circle class="point" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="4.5" fill="{colour(i)}">'
         parts.append(f"{dot}<title>{escape(name)}</title></circle>")
-    parts += _point_names(frame, points)
+    names, below = _point_names(frame, points)
+    parts += names
     parts.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM - 5, x_label, anchor="end", size=10))
-    parts.append(_text(LEFT + 5, TOP + 10, y_label, size=10))
+    parts.append(_text(LEFT - 6, TOP - 8, y_label, anchor="end", size=10))
     parts.append(_text(LEFT, 15, title, size=13, weight=600))
-    return _svg(parts, title)
+    return _svg(parts, title, height=HEIGHT + below)
 
 
 def heat_map(
@@ -166,16 +173,29 @@ def _products(frame: _Frame) -> list[str]:
     return parts
 
 
-def _point_names(frame: _Frame, points: Mapping[str, Point]) -> list[str]:
-    """Names beside their points, moved down where they would lie on each other."""
-    middle, lowest = (frame.x0 + frame.x1) / 2, {"end": -math.inf, "start": -math.inf}
-    parts = []
-    for name, (x, y) in sorted(points.items(), key=lambda item: frame.y(item[1][1])):
-        side, anchor = (-7, "end") if x > middle else (7, "start")
-        at = max(frame.y(y) + 4, lowest[anchor] + 10)
-        lowest[anchor] = at
-        parts.append(_text(frame.x(x) + side, at, name, anchor=anchor, size=9))
-    return parts
+def _point_names(frame: _Frame, points: Mapping[str, Point]) -> tuple[list[str], float]:
+    """The texts of a scatter plot's points, and the height that they take below it."""
+    beside = _placed(frame, points.values(), list(points))
+    if beside.covered == 0.0:
+        return [_text(x, y, name, size=9) for name, (x, y) in zip(points, beside.places, strict=True)], 0.0
+    numbers = _numbers(points)
+    places = _placed(frame, points.values(), numbers).places
+    parts = [_text(x, y, number, size=9, weight=600) for number, (x, y) in zip(numbers, places, strict=True)]
+    rows = math.ceil(len(points) / 2)
+    for i, name in enumerate(points):
+        x, y = 10 + (WIDTH - 10) / 2 * (i // rows), HEIGHT + 12 + 13 * (i % rows)
+        parts.append(f'<circle cx="{x}" cy="{y - 3}" r="3.5" fill="{colour(i)}"/>')
+        parts.append(_text(x + 8, y, f"{i + 1}  {_cut(name, 36)}", size=9))
+    return parts, 8.0 + 13 * rows
+
+
+def _placed(frame: _Frame, points: Iterable[Point], texts: Sequence[str]) -> Placed:
+    room = Box(LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    return place_labels([(frame.x(x), frame.y(y)) for x, y in points], texts, 9, room)
+
+
+def _numbers(points: Mapping[str, Point]) -> list[str]:
+    return [str(i + 1) for i in range(len(points))]
 
 
 def _cut(text: str, length: int) -> str:

@@ -22,6 +22,7 @@ from mentor_rl import gallery
 from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import COLOURS, heat_map, line_chart, scatter_chart
+from mentor_rl.plot_labels import Box, place_labels
 from mentor_rl.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -271,6 +272,19 @@ def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong(
     (_, _), (x1, _), (x2, _) = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', close)]
     assert x2 - x1 > 100  # the axes close in on what is there
     assert ">0.2<" in close  # a line of equal products
+
+
+def test_names_of_points_never_lie_on_each_other() -> None:
+    frame = Box(0, 0, 400, 200)
+    free = place_labels([(50, 50), (52, 70), (390, 100)], ["first name", "second name", "at the edge"], 9, frame)
+    assert free.covered == 0.0
+    assert free.places[2][0] + 11 * 9 * 0.5 < 390  # to the left of its point, since the right is outside
+    assert place_labels([(50, 50)] * 12, ["the same place"] * 12, 9, frame).covered > 0.0
+    crowd = {f"a long name, number {i}": (0.50 + 0.01 * (i % 5), 0.80 + 0.02 * (i // 5)) for i in range(15)}
+    svg = scatter_chart("cp pf", crowd, "PF", "CP")
+    shown = re.findall(r">([^<>]+)</text>", svg)
+    assert [text for text in shown if text.isdigit()] == [str(i + 1) for i in range(15)]
+    assert [f"{i + 1}  {name}" for i, name in enumerate(crowd)] == [text for text in shown if "name" in text]
 
 
 def test_heat_is_by_column_and_by_sign() -> None:
