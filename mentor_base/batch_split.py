@@ -1,11 +1,20 @@
-"""How a batch over all processes is cut into micro-batches. Free of torch: plans are made without a process group."""
+"""The processes of a run, and how a batch over all of them is cut into micro-batches.
+
+Free of torch: plans are made without a process group.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from mentor_base.errors import UserError
 from mentor_base.settings import Optimisation
+
+
+def launched_processes() -> int:
+    """How many processes this run was started with: torchrun and accelerate launch say so."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class BatchSplit(NamedTuple):

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from mentor_base.batch_split import split_batch
+from mentor_base.batch_split import launched_processes, split_batch
 from mentor_base.build import build_policy
 from mentor_base.callbacks import (
     InterruptCallback,
@@ -261,8 +260,7 @@ def training_arguments(
     Raises:
         UserError: when batch is no multiple of micro_batch times the number of processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it
-    split = split_batch(optimisation, processes)
+    split = split_batch(optimisation, launched_processes())
     return one_device(
         TrainingArguments(
             **shared_arguments(optimisation, checkpoints, seed, run),

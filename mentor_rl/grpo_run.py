@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardError, RewardFailure
 from transformers import GenerationConfig
 
+from mentor_base.batch_split import launched_processes
 from mentor_base.callbacks import (
     CheckpointCallback,
     Diverged,
@@ -80,7 +80,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
         torch.set_num_threads(recipe.optimisation.threads)
     quiet_libraries()
     check_trackers(recipe.report_to)
-    local = pictures_per_process(recipe, _processes())  # this and what follows: before any weight is read
+    local = pictures_per_process(recipe, launched_processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
     asked = some_prompts(recipe, world)
@@ -240,7 +240,3 @@ def finish(trainer: MentorGRPOTrainer, processor: MentorProcessor, run: RunFolde
         rewards={name: f"{spec.name} {spec.version}" for name, spec in trainer.composite.specs.items()},
         metrics={name: value for line in last[-1:] for name, value in line.items() if name.startswith("eval/")},
     )
-
-
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate launch set it

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mentor_base.batch_split import launched_processes
 from mentor_base.errors import UserError
 from mentor_rl.commands.train import open_run, recipe_text, say
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe, EvaluateRecipe, PictureRecipe
+from mentor_rl.launch import check_launch
 from mentor_rl.recipe_files import load_recipe
 
 PASSING = (("incomplete",), ("device",), ("score_batch",), ("judge", "url"), ("judge", "concurrency"))
@@ -21,6 +23,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     if dry_run:
         print(recipe_text(recipe), end="")
         return
+    check_launch(recipe, str(path), launched_processes())
     from rich.console import Console
 
     from mentor_rl.evaluate.result import Result

@@ -12,10 +12,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mentor_base.batch_split import launched_processes
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_rl.ablation.recipe import AblateRecipe
 from mentor_rl.evaluate.recipes import EvaluateRecipe
+from mentor_rl.launch import check_launch
 from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
 from mentor_rl.recipe_files import load_recipe, resolved
 from mentor_rl.recipe_names import check_names
@@ -34,6 +36,7 @@ def train_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:
     if dry_run:
         print(recipe_text(recipe), end="")
         return
+    check_launch(recipe, str(path), launched_processes())
     run = open_run(recipe)
     if run.finished:
         say(f"{run.path}: already finished, the model is in {run.final}")

@@ -173,6 +173,60 @@ def test_training_starts_goes_on_and_is_finished(mentor: Shell, monkeypatch: pyt
     assert set(calls[0]) == sections
 
 
+SFT = """\
+kind: sft
+run: runs/new
+init: start
+stage: {name: instruction, mixture: {weights: {t2i: 1}}, train: {}}
+optimisation: {lr: 1e-4, steps: 2, batch: 8, micro_batch: 2}
+validation: {every: 1}
+checkpoints: {every: 1}
+"""
+
+GRPO = """\
+kind: grpo
+run: runs/new
+policy: start
+prompts: {weights: {t2i: 1}}
+train: {}
+algorithm: {group_size: 4, prompts_per_step: 2, rollout: {engine: compile}}
+optimisation: {lr: 1e-4, steps: 2}
+rewards: {jpeg_size: {}}
+checkpoints: {every: 1}
+"""
+
+EMOJIBENCH = """\
+kind: evaluate
+benchmark: emojibench
+run: runs/new
+policies: {one: start}
+evaluator: start
+"""
+
+
+@pytest.mark.parametrize(
+    ("recipe", "processes", "line"),
+    [
+        (SFT, 3, "optimisation.batch: expected a multiple of micro_batch x processes = 2 x 3, found 8"),
+        (GRPO, 3, "to be a multiple of micro_batch x processes = 2 x 3, found 8"),
+        (GRPO, 4, "algorithm.rollout.engine: 'compile' expected whole groups of 4 on each process, found 2 pictures"),
+        (TOKENIZER, 2, "kind: 'tokenizer' expected one process, found 2; start it without torchrun or accelerate"),
+        (EMOJIBENCH, 2, "benchmark: 'emojibench' expected one process, found 2"),
+    ],
+)
+def test_processes_that_cannot_share_the_work_leave_no_run_folder(
+    mentor: Shell, monkeypatch: pytest.MonkeyPatch, recipe: str, processes: int, line: str
+) -> None:
+    Path("start").mkdir()
+    Path("new.yaml").write_text(recipe, encoding="utf-8")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    command = "evaluate" if recipe is EMOJIBENCH else "train"
+    refused = mentor.refuses(command, "new.yaml", "run=runs/new")
+    assert refused.startswith("new.yaml: ")
+    assert line in refused
+    assert not Path("runs/new").exists()
+
+
 def test_a_run_folder_that_holds_something_else(mentor: Shell) -> None:
     RunFolder.open("runs/vq", {"kind": "tokenizer", "seed": 0, "optimisation": {"steps": 2}})
     line = mentor.refuses("train", "x.yaml")
