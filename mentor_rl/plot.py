@@ -6,7 +6,7 @@ Colours are CSS variables with fall-backs, so that a report can set them for dar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -106,8 +106,9 @@ def heat_map(
     columns: Sequence[str],
     values: Mapping[tuple[str, str], float],
     texts: Mapping[tuple[str, str], str],
+    coloured: Collection[tuple[str, str]],
 ) -> str:
-    """Cells in the colours of up and down, each as strong as its share of its column's largest value."""
+    """Cells; those ``coloured`` in the colours of up and down, each as strong as its share of its column's largest."""
     there = {key: value for key, value in values.items() if math.isfinite(value)}
     if not there:
         return ""
@@ -123,7 +124,7 @@ def heat_map(
             value = there.get((row, column))
             if value is None:
                 continue
-            share = abs(value) / largest[column] if largest[column] else 0.0
+            share = abs(value) / largest[column] if largest[column] and (row, column) in coloured else 0.0
             tone = "var(--up, #1a7f46)" if value > 0 else "var(--down, #b3372f)"
             place = f'x="{left + j * width + 1}" y="{top + i * height + 1}" width="{width - 2}" height="{height - 2}"'
             told = f"<title>{escape(f'{row}, {column}')}</title>"

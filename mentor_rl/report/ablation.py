@@ -99,12 +99,17 @@ def _heat(outcome: Outcome, panel: str) -> str:
     arms = [name for name in outcome.arms if name != outcome.reference]
     values: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], str] = {}
+    beyond_noise: set[tuple[str, str]] = set()
     for arm in arms:
         for metric, cell in outcome.arms[arm].panels.get(panel, {}).items():
             if cell.change is not None:
                 mark = {"up": " ▲", "down": " ▼"}.get(cell.verdict, "")
                 values[arm, metric], texts[arm, metric] = cell.change[0], f"{cell.change[0]:+.3f}{mark}"
-    chart = heat_map(f"Change from {outcome.reference}; ▲ ▼ beyond noise", arms, names, values, texts)
+                if mark:
+                    beyond_noise.add((arm, metric))
+    chart = heat_map(
+        f"Change from {outcome.reference}; coloured: beyond noise", arms, names, values, texts, beyond_noise
+    )
     return f"<div class='scroll' tabindex='0'>{figure(chart, 'heat')}</div>" if chart else ""
 
 

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -289,7 +289,12 @@ def test_names_of_points_never_lie_on_each_other() -> None:
 
 def test_heat_is_by_column_and_by_sign() -> None:
     values = {("a", "x"): 0.2, ("b", "x"): -0.1, ("a", "y"): 4.0, ("b", "y"): float("nan")}
-    svg = heat_map("t", ["a", "b"], ["x", "y"], values, {key: f"{value}" for key, value in values.items()})
-    strengths = re.findall(r'fill="var\(--(\w+), #\w+\)" fill-opacity="([\d.]+)"', svg)
-    assert strengths == [("up", "0.55"), ("up", "0.55"), ("down", "0.28")]
-    assert heat_map("t", ["a"], ["x"], {}, {}) == ""
+    texts = {key: f"{value}" for key, value in values.items()}
+
+    def strengths(coloured: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+        svg = heat_map("t", ["a", "b"], ["x", "y"], values, texts, coloured)
+        return re.findall(r'fill="var\(--(\w+), #\w+\)" fill-opacity="([\d.]+)"', svg)
+
+    assert strengths(values) == [("up", "0.55"), ("up", "0.55"), ("down", "0.28")]
+    assert strengths([("b", "x")]) == [("up", "0.00"), ("up", "0.00"), ("down", "0.28")]
+    assert heat_map("t", ["a"], ["x"], {}, {}, []) == ""
