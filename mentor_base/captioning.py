@@ -29,10 +29,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mentor_base.checkpoint import model_folder, strict_from_pretrained
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
-from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration, MentorOutput
 from mentor_base.objective import captioned_sheet
+from mentor_base.prefix import Prefix
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Validation
 from mentor_base.stage_data import Row

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch.nn import functional as F
 
-from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
 from mentor_base.generate import Decoding, Generation
+from mentor_base.prefix import Prefix
 
 Way = Literal["eager", "compile", "graph"]
 WARM_UPS = 2  # torch wants kernels to have run before they are captured

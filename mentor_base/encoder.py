@@ -18,8 +18,8 @@ from transformers import CLIPVisionModel, T5EncoderModel
 
 from mentor_base.config import MentorConfig
 from mentor_base.connector import MLPConnector
-from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
+from mentor_base.prefix import Prefix
 from mentor_base.query_connector import QueryConnector
 from mentor_base.rope import cells
 from mentor_base.vq import VQModel

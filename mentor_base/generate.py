@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from mentor_base.data.schema import Example, Prompt
-from mentor_base.decoder import DecoderCache, Prefix
+from mentor_base.decoder_cache import DecoderCache
 from mentor_base.guidance import policy_logits
+from mentor_base.prefix import Prefix
 from mentor_base.settings import Sampling
 
 if TYPE_CHECKING:

@@ -22,11 +22,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from mentor_base.config import MentorConfig
-from mentor_base.decoder import Decoder, DecoderCache, Prefix, RMSNorm, Tables
+from mentor_base.decoder import Decoder, RMSNorm
+from mentor_base.decoder_cache import DecoderCache, Tables
 from mentor_base.encoder import MultimodalEncoder
 from mentor_base.errors import UserError, nearest
 from mentor_base.guidance import CHUNK_ROWS, EntropyMode, TokenLogProbs, token_logprobs
 from mentor_base.images import to_images
+from mentor_base.prefix import Prefix
 from mentor_base.prompt_batch import PromptBatch, length_buckets
 from mentor_base.query_connector import QueryConnector
 from mentor_base.settings import Sampling

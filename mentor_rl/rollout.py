@@ -21,9 +21,9 @@ from PIL import Image
 
 from mentor_base.data.schema import Prompt
 from mentor_base.decode_graph import DecodeEngine
-from mentor_base.decoder import Prefix
 from mentor_base.generate import generate
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.prefix import Prefix
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Sampling
 

@@ -31,8 +31,9 @@ from mentor_rewards.composite import Composite
 from torch.nn import functional as F
 
 from mentor_base.data.schema import Prompt
-from mentor_base.decoder import Decoder, Prefix
+from mentor_base.decoder import Decoder
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.prefix import Prefix
 from mentor_base.processor import MentorProcessor
 from mentor_base.sft import schedule, set_trained_parts
 from mentor_rl.bench.reference_sampler import (

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from mentor_base.config import MentorConfig
-from mentor_base.decoder import Decoder, Prefix
+from mentor_base.decoder import Decoder
 from mentor_base.errors import UserError
+from mentor_base.prefix import Prefix
 
 PLAIN = {  # what the reference decoder knows, at every size
     "factorised_codebook": False,

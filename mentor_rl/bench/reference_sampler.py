@@ -29,8 +29,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mentor_base.decoder import Block, Decoder, Prefix, RMSNorm
+from mentor_base.decoder import Block, Decoder, RMSNorm
 from mentor_base.generate import draw_tokens
+from mentor_base.prefix import Prefix
 from mentor_base.rope import cells, rotation
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q, k, v [R, H, I, d] -> the same

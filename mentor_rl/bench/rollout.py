@@ -20,9 +20,9 @@ import torch
 from mentor_base.checkpoint import DTYPES
 from mentor_base.config import MentorConfig
 from mentor_base.decode_graph import DecodeEngine
-from mentor_base.decoder import Prefix
 from mentor_base.errors import UserError
 from mentor_base.generate import Decoding, generate
+from mentor_base.prefix import Prefix
 from mentor_base.settings import Sampling
 from mentor_rl.bench.bandwidth import RolloutShape, rollout_bytes
 from mentor_rl.bench.decoder_policy import DecoderPolicy, plain_config, random_policy, random_prefix

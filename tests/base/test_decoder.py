@@ -17,10 +17,11 @@ from policies import (
 )
 from torch.nn import functional as F
 
-from mentor_base.decoder import Decoder, Prefix
+from mentor_base.decoder import Decoder
 from mentor_base.generate import generate
 from mentor_base.interchange.importing import import_llamagen
 from mentor_base.model import MentorForConditionalGeneration
+from mentor_base.prefix import Prefix
 from mentor_base.rope import cells, rotate, rotation
 from mentor_base.settings import Sampling
 

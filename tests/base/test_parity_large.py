@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, T5Config, T5EncoderModel
 
 from mentor_base.checkpoint import load_policy
-from mentor_base.decoder import Prefix
+from mentor_base.prefix import Prefix
 from mentor_base.vq import VQConfig, VQModel
 
 IMPORT = """
