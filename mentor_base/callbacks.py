@@ -2,7 +2,7 @@
 are no numbers, which states are kept.
 
     callbacks = run_callbacks(run, guard, label="stage 1", keep=2)
-    trainer = MyTrainer(..., callbacks=callbacks); quieten(trainer)     # MyTrainer(WholeStates, Trainer); see states.py
+    trainer = MyTrainer(..., callbacks=callbacks); quieten(trainer)     # MyTrainer(LossAnew, WholeStates, Trainer)
     trainer.train(resume_from_checkpoint=take_up(run))
 
 The Trainer deletes older states before it calls the new one saved. Here they go after it; set
@@ -66,6 +66,18 @@ def quieten(trainer: Trainer) -> None:
 def hide_bars() -> None:
     """No bars of transformers' own: one flashes past for each file that it reads or writes."""
     transformers.logging.disable_progress_bar()
+
+
+class LossAnew(Trainer):
+    """A Trainer whose loss is summed from zero for each line of the log.
+
+    The Trainer subtracts what it has logged, which leaves a NaN in the sum for the rest of the run.
+    """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._tr_loss.zero_()
+        super().log(logs, start_time)
 
 
 class Diverged(UserError):

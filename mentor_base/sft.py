@@ -30,6 +30,7 @@ from mentor_base.batch_split import launched_processes, split_batch
 from mentor_base.build import build_policy
 from mentor_base.callbacks import (
     InterruptCallback,
+    LossAnew,
     ProgressCallback,
     RunLogCallback,
     hide_bars,
@@ -177,7 +178,7 @@ def schedule(optimisation: AdamW, step: int) -> float:
     return optimisation.final_lr + (1.0 - optimisation.final_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class StageTrainer(WholeStates, Trainer):
+class StageTrainer(LossAnew, WholeStates, Trainer):
     """transformers.Trainer at the seams where a stage differs from its defaults."""
 
     def __init__(

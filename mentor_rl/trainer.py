@@ -48,6 +48,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 
+from mentor_base.callbacks import LossAnew
 from mentor_base.decode_graph import DecodeEngine
 from mentor_base.engines import tokenizer_state, whole
 from mentor_base.errors import UserError
@@ -90,7 +91,7 @@ KEPT_METRICS = {  # trl's name -> ours
 }
 
 
-class MentorGRPOTrainer(WholeStates, GRPOTrainer):
+class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
     """GRPO of a MENTOR policy.
 
     Args:

@@ -20,7 +20,7 @@ from mentor_base.data.schema import Example
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted
 from mentor_base.settings import Mixture, Optimisation, TrainedParts, Validation
-from mentor_base.sft import schedule
+from mentor_base.sft import StageTrainer, schedule
 from mentor_base.stage_data import Row, StageDataset
 from mentor_base.states import newest_sound
 from mentor_base.validation import StageValidation
@@ -120,6 +120,22 @@ def test_accumulated_gradient_is_that_of_the_large_batch(
     scale = max(gradient.abs().max().item() for gradient in large.gradients.values())
     for name, gradient in large.gradients.items():
         assert (accumulated.gradients[name] - gradient).abs().max().item() <= 1e-6 * scale, name
+
+
+def test_a_loss_that_is_no_number_costs_its_update_only(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss_of = StageTrainer.compute_loss
+
+    def spoilt(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        return loss_of(self, *args, **kwargs) * (math.nan if self.state.global_step == 1 else 1.0)
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", spoilt)
+    run = train_tiny(policy, tmp_path / "run", optimisation=Optimisation(lr=1e-3, steps=4, batch=4))
+    lines = [line for line in run.metrics() if "loss" in line]
+    assert [line.get("skipped_updates", 0) for line in lines] == [0, 1, 0, 0]
+    assert [math.isfinite(line["loss"]) for line in lines] == [True, False, True, True]
+    assert all(value.isfinite().all() for value in load_policy(run.path)[0].state_dict().values())
 
 
 def test_freeze_plan_and_decay(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,22 +164,21 @@ def test_a_disk_that_fills_while_a_state_is_written_costs_that_state_only(policy
     assert_same(run, whole)
 
 
-def test_a_gradient_that_is_no_number_costs_its_update_only(policy, tmp_path, monkeypatch) -> None:
-    """A NaN in the gradient of the third update: that one is skipped, also in the run that is resumed after it."""
-    step_of = MentorGRPOTrainer.training_step
+def test_a_loss_that_is_no_number_costs_its_update_only(policy, tmp_path, monkeypatch) -> None:
+    """A NaN in the third update, loss and gradient: that one is skipped, also in the run that is resumed after it."""
+    loss_of = MentorGRPOTrainer.compute_loss
     calls: list[int] = []
 
-    def spoilt(self, model, *args):
-        loss = step_of(self, model, *args)
+    def spoilt(self, *args, **kwargs):
         calls.append(self.state.global_step)
-        if self.state.global_step == 2:
-            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
-        return loss
+        loss = loss_of(self, *args, **kwargs)
+        return loss * math.nan if calls[-2:] == [1, 2] else loss
 
-    monkeypatch.setattr(MentorGRPOTrainer, "training_step", spoilt)
+    monkeypatch.setattr(MentorGRPOTrainer, "compute_loss", spoilt)
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
-    lines = run_recipe(recipe(policy, undisturbed))
-    assert [line.get("skipped_updates", 0) for line in lines if "loss" in line] == [0, 0, 1, 0, 0, 0]
+    lines = [line for line in run_recipe(recipe(policy, undisturbed)) if "loss" in line]
+    assert [line.get("skipped_updates", 0) for line in lines] == [0, 0, 1, 0, 0, 0]
+    assert [math.isfinite(line["loss"]) for line in lines] == [True, True, False, True, True, True]
     assert calls == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     monkeypatch.setenv("TOY_SIGNAL", "SIGTERM:3")
     with pytest.raises(Interrupted):
