@@ -1,4 +1,4 @@
-"""The command line: ``mentor demo | train | plan | evaluate | sample | import | export | report | rewards | ...``.
+"""The command line: ``mentor demo | train | evaluate | sample | export | report | compare | ablate | plan | ...``.
 
 Only declarations stand here, so that ``mentor --help`` answers at once: each command imports its work when it runs.
 A fault that the user can mend is one line on stderr and exit code 2; a run stopped on request ends with 130.
@@ -39,15 +39,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(judge_app, name="judge")
 app.add_typer(rate_app, name="rate")
-app.command("import")(import_checkpoint)
-app.command("plan")(plan_recipe)
-app.command("ablate")(ablate)
-app.command("compare")(compare)
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, e.g. recipes/emoji/grpo_subject.yaml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. algorithm.group_size=4.")
-]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
 
 
@@ -70,15 +62,29 @@ def demo(
 
 
 @app.command()
-def train(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-    """Run a recipe of any trainable kind; a run that was stopped goes on where it was."""
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="Of a kind that trains, e.g. recipes/emoji/grpo_subject.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Overrides, e.g. algorithm.group_size=4.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe that trains; a run that was stopped goes on where it was."""
     from mentor_rl.commands.train import train_recipe
 
     train_recipe(recipe, overrides or [], dry_run)
 
 
 @app.command()
-def evaluate(recipe: RecipeFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+def evaluate(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Of kind evaluate, e.g. recipes/emoji/bench.yaml.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help='Overrides, e.g. policies="{mine: runs/mine}".')
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
     """Run a benchmark recipe and print its table."""
     from mentor_rl.commands.evaluate import evaluate_recipe
 
@@ -93,9 +99,9 @@ def sample(
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("out.png"),
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many samples.")] = 1,
     grid: Annotated[bool, typer.Option("--grid", help="One sheet: the references, then all samples.")] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     guidance: Annotated[float, typer.Option(min=0.0, help="1: none; more follows the prompt closer.")] = 1.0,
-    temperature: Annotated[float, typer.Option(min=1e-3)] = 1.0,
+    temperature: Annotated[float, typer.Option(min=1e-3, help="Below 1: less varied.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
 ) -> None:
     """Draw pictures for one prompt."""
@@ -140,6 +146,12 @@ def report(
     from mentor_rl.report.page import write_report
 
     print(write_report(runs, out or (runs[0] if runs[0].is_dir() else runs[0].with_suffix(".html"))))
+
+
+app.command("compare")(compare)
+app.command("ablate")(ablate)
+app.command("plan")(plan_recipe)
+app.command("import")(import_checkpoint)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

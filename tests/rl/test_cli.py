@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +15,6 @@ from mentor_base.interrupt import Interrupted
 from mentor_base.runlog import RunFolder
 from mentor_rl.cli import main
 from mentor_rl.failures import NO_SPACE, exit_code, failure_line
-from mentor_rl.recipe_files import load_recipe
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / page / "README.md" for page in ("", "recipes", "recipes/emoji", "rewards")]
 
 TOKENIZER = """\
 kind: tokenizer
@@ -308,38 +302,3 @@ def test_a_plugin_is_checked_and_scores(mentor: Shell) -> None:
     code, out, _ = mentor("rewards", "check", "plug.py:Redness")
     assert code == 0
     assert "holds    order" in out
-
-
-def _commands(page: Path) -> Iterator[list[str]]:
-    """Lines of the page's shell blocks, continued lines joined, comments and prompts left out."""
-    if not page.exists():
-        return
-    for block in re.findall(r"```(?:bash|sh|console|shell)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words:
-                yield words
-
-
-def test_the_first_page_names_both_commands() -> None:
-    commands = list(_commands(PAGES[0]))
-    assert ["make", "demo"] in commands
-    assert ["make", "test"] in commands
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
-def test_every_command_on_a_page_exists(page: Path, mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    monkeypatch.chdir(ROOT)
-    for words in _commands(page):
-        if words[0] == "make":
-            assert set(words[1:]) <= set(targets) or "=" in " ".join(words[1:]), words
-        if words[0] != "mentor":
-            continue
-        code, _, err = mentor(*words[1:], "--help")
-        assert code == 0, f"{page.name}: {' '.join(words)}: {err}"
-        recipes = [word for word in words if word.startswith("recipes/") and word.endswith(".yaml")]
-        if words[1] in ("train", "evaluate"):
-            load_recipe(recipes[0], [word for word in words[3:] if "=" in word], need_inputs=False)
-        for recipe in recipes:
-            assert (ROOT / recipe).exists(), f"{page.name}: {recipe}"
