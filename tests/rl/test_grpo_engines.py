@@ -1,4 +1,5 @@
-"""GRPO by two processes under the launch files, as accelerate prepares them: what one process makes.
+"""GRPO by two processes under the launch files, as accelerate prepares them: what one process makes, and what becomes
+of a NaN of one of them and of the best policy.
 
 Sampling reads whole weights between passes, and a group is split between the processes. DeepSpeed is an extra, and its
 tests run where it is installed.
@@ -7,17 +8,23 @@ tests run where it is installed.
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from grpo_mishap import KEPT, SPOILT, STEPS, WORTH
 from grpo_toys import HERE, TIMED, run_recipe, toy_policy, toy_recipe
 from safetensors.torch import load_file
+
+from mentor_base.checkpoint import load_policy
+from mentor_rl.monitors.best import best_of
 
 sys.path.append(str(Path(__file__).parents[1] / "base"))
 from engine_launch import launched
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
+MISHAP = HERE.with_name("grpo_mishap.py")
 CHANGES = {"algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2}}
 
 
@@ -53,3 +60,33 @@ def test_two_processes_tune_what_one_does(engine: str, folder: Path) -> None:
     tuned, expected = (load_file(folder / run / "final" / "model.safetensors") for run in (engine, "alone"))
     for name, value in expected.items():
         torch.testing.assert_close(tuned[name], value, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_skip_one_update_and_keep_one_best_policy(engine: str, folder: Path, tmp_path: Path) -> None:
+    """A NaN in the loss of one process costs both the same update; both hand over the policies that are kept."""
+    run, notes, recipe = tmp_path / "run", tmp_path / "notes", tmp_path / "recipe.json"
+    monitoring = {"every": 1, "prompts": 2, "best": {"metric": "eval/brightness"}}
+    recipe.write_text(json.dumps(toy_recipe(folder / "policy", run, STEPS, monitoring=monitoring)))
+    notes.mkdir()
+    launched(engine, MISHAP, recipe, notes)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("skipped_updates", 0) for line in lines] == [int(step == SPOILT) for step in range(STEPS + 1)]
+    after = [[load_file(notes / f"{rank}_{step}.safetensors") for step in range(STEPS + 1)] for rank in (0, 1)]
+    for step in range(STEPS + 1):
+        assert equal(after[0][step], after[1][step])
+        assert all(value.isfinite().all() for value in after[0][step].values())
+        assert step == 0 or equal(after[0][step], after[0][step - 1]) == (step == SPOILT)
+    assert [json.loads((notes / f"{rank}_kept.json").read_text()) for rank in (0, 1)] == [[*KEPT, STEPS + 1]] * 2
+    facts = {"step": KEPT[-1], "metric": "eval/brightness", "mode": "max", "value": WORTH[KEPT[-1]], "of": KEPT[-1] + 1}
+    assert best_of(run) == facts
+    for policy, step in ((run / "best", KEPT[-1]), (run / "final", STEPS)):
+        held = load_policy(policy)[0].state_dict()
+        assert equal(held, {name: after[0][step][name] for name in held})
+    assert [path.name for path in run.glob(".best*")] == []
+
+
+def equal(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> bool:
+    return some.keys() == others.keys() and all(torch.equal(value, others[name]) for name, value in some.items())
