@@ -14,8 +14,7 @@ from rich.console import Console
 from mentor_base.errors import UserError
 from mentor_rl.commands.evaluate import evaluate_recipe
 from mentor_rl.commands.train import train_recipe
-from mentor_rl.evaluate.emojibench import compare
-from mentor_rl.evaluate.emojibench_run import relative
+from mentor_rl.evaluate.emojibench_run import relative_changes
 from mentor_rl.evaluate.result import Result
 from mentor_rl.export import export_run
 from mentor_rl.report.page import write_report
@@ -59,8 +58,8 @@ def run_demo(out: Path, steps: int) -> None:
 
 def _verdict(result: Result) -> str:
     """One line: the paired change of CP, PF and their product on all held-out items."""
-    split, changes = list(compare(result, result, "before", "after").items())[-1]
-    parts = [f"{metric} {relative(changes, metric)}" for metric in ("CP", "PF", "CP·PF")]
+    split, shares = list(relative_changes(result, "before", "after").items())[-1]
+    parts = [f"{metric} {share}" for metric, share in shares.items()]
     scales = result.details["guidance"].values()
     asked = "without guidance" if set(scales) == {1} else f"guidance {' and '.join(f'{scale:g}' for scale in scales)}"
-    return f"{split.replace('_', ' ')}, {asked}: {', '.join(parts)} (95 % bootstrap over items)"
+    return f"{split}, {asked}: {', '.join(parts)} (95 % bootstrap over items)"

@@ -33,14 +33,13 @@ from PIL import Image
 
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
-from mentor_base.errors import UserError, nearest
 from mentor_base.progress import ProgressBar
 from mentor_base.settings import EmojiData, Sampling, Split
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.paired import PRODUCT, RATIO, statistic
-from mentor_rl.evaluate.result import Result, Value
+from mentor_rl.evaluate.result import Value
 from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ BENCHMARK = "emojibench"
 ITEM_SEED = 4711  # decides which prompts the benchmark has
 SWEEP_SPLIT: Split = "val"
 GALLERY_ITEMS = 10
-HELD_OUT = "held out"  # all test splits together
 
 
 @dataclass(frozen=True)
@@ -202,59 +200,9 @@ def metrics_of(table_I5: np.ndarray) -> dict[str, Value]:
     }
 
 
-def compare(
-    before: Result, after: Result, before_policy: str | None = None, after_policy: str | None = None
-) -> dict[str, dict[str, list[float]]]:
-    """Paired change from one policy to another over the same items, per split and over all held-out items.
-
-    Default: the first policy of ``before`` and the last one of ``after`` (they may be the same Result).
-
-    Returns:
-        split -> {"CP", "PF", "CP·PF": [change, low, high], "CP relative", "PF relative", "CP·PF relative": the same
-        as a share of before}.
-
-    Raises:
-        UserError: an unknown policy, or results on different items.
-    """
-    names = _policy(before, before_policy, 0), _policy(after, after_policy, -1)
-    tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for split in before.details["splits"]:
-        first_row = before.per_item.get(row_name(names[0], split))
-        second_row = after.per_item.get(row_name(names[1], split))
-        if first_row is None or second_row is None or first_row["item"] != second_row["item"]:
-            raise UserError(f"compare: '{names[0]}' and '{names[1]}' were not measured on the same items of '{split}'")
-        tables[split] = _cp_pf(first_row), _cp_pf(second_row)
-    if len(tables) > 1:
-        firsts, seconds = zip(*tables.values(), strict=True)
-        tables[HELD_OUT] = np.concatenate(firsts), np.concatenate(seconds)
-    statistics = {"CP": lambda m: m[..., 0], "PF": lambda m: m[..., 1], "CP·PF": statistic(PRODUCT)}
-    out: dict[str, dict[str, list[float]]] = {}
-    for split, (first, second) in tables.items():
-        out[split] = {}
-        for metric, of_means in statistics.items():
-            change, relative = bootstrap.paired_change(first, second, of_means)
-            out[split] |= {metric: change, f"{metric} relative": relative}
-    return out
-
-
-def _cp_pf(row: Mapping[str, Sequence[float]]) -> np.ndarray:
-    return np.stack([np.asarray(row["CP"]), np.asarray(row["PF"])], axis=1)
-
-
 def row_name(policy: str, split: str) -> str:
     """The key of a row in Result.metrics and Result.per_item."""
     return f"{policy} · {split.replace('_', ' ')}"
-
-
-def _policy(result: Result, name: str | None, default: int) -> str:
-    known: list[str] = result.details.get("policies", [])
-    if not known:
-        raise UserError(f"compare: expected a result of '{BENCHMARK}' with policies, found none")
-    if name is None:
-        return known[default]
-    if name not in known:
-        raise UserError(f"compare: unknown policy '{name}'; {nearest(name, known)}")
-    return name
 
 
 def _scored(evaluator: Evaluator, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Cell:

@@ -35,13 +35,13 @@ from mentor_rl.evaluate.emojibench import (
     bench_items,
     bench_policy,
     best_guidance,
-    compare,
     metrics_of,
     row_name,
     shapes_score,
 )
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.fingerprint import fingerprint
+from mentor_rl.evaluate.paired import PRODUCT, change, pairs_of
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result, Value
 
@@ -74,15 +74,23 @@ def changes_markdown(result: Result) -> str:
         return ""
     lines = ["", f"| change from {first} | items | CP | PF | CP·PF |", "|---|---|---|---|---|"]
     for name in others:
-        for split, changes in compare(result, result, first, name).items():
-            cells = (relative(changes, metric) for metric in ("CP", "PF", "CP·PF"))
-            lines.append(f"| {name} | {split.replace('_', ' ')} | {' | '.join(cells)} |")
+        for split, shares in relative_changes(result, first, name).items():
+            lines.append(f"| {name} | {split} | {' | '.join(shares.values())} |")
     return "\n".join(lines) + "\n"
 
 
-def relative(changes: Mapping[str, list[float]], metric: str) -> str:
-    """A change of ``compare`` as a share of before, with its interval."""
-    value, low, high = changes[f"{metric} relative"]
+def relative_changes(result: Result, before: str, after: str) -> dict[str, dict[str, str]]:
+    """Split -> metric -> the paired change as a share of ``before``, with its interval; "held out", the last of several
+    splits, is all of them together.
+    """
+    out: dict[str, dict[str, str]] = {}
+    for split, (first, second) in pairs_of(result, before, after).items():
+        changes = {metric: change(first, second, metric) for metric in ("CP", "PF", PRODUCT)}
+        out[split or "held out"] = {metric: _share(*found[1]) for metric, found in changes.items() if found is not None}
+    return out
+
+
+def _share(value: float, low: float, high: float) -> str:
     return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 

@@ -99,15 +99,37 @@ def policy_of(result: Result, name: str | None, where: str) -> str:
 
 def scores_of(result: Result, policy: str) -> Scores | None:
     """The items of a policy, all splits together; None where the result kept none."""
-    kept = {split: _one_split(result.per_item[row]) for split, row in rows_of(result, policy).items()
-            if result.per_item.get(row)}  # fmt: skip
-    if "" in kept:
-        return kept[""]
-    if not kept:
-        return None
-    shared = [name for name in next(iter(kept.values())).columns if all(name in each.columns for each in kept.values())]
-    items = tuple(f"{split}: {item}" for split, each in kept.items() for item in each.items)
-    return Scores(items, {name: np.concatenate([each.columns[name] for each in kept.values()]) for name in shared})
+    parts = _parts_of(result, policy)
+    return _together(parts) if parts else None
+
+
+def pairs_of(result: Result, before: str, after: str) -> dict[str, tuple[Scores, Scores]]:
+    """Part -> the items of two policies of one result; "" for all together, last, where there are several parts.
+
+    Raises:
+        UserError: an unknown policy, or one that was measured on other items.
+    """
+    first, second = (_parts_of(result, policy_of(result, name, result.benchmark)) for name in (before, after))
+    if {part: each.items for part, each in first.items()} != {part: each.items for part, each in second.items()}:
+        raise UserError(f"{result.benchmark}: expected the same items for '{before}' and '{after}', found others")
+    pairs = {part: (first[part], second[part]) for part in first}
+    if len(pairs) > 1 and "" not in pairs:
+        pairs[""] = _together(first), _together(second)
+    return pairs
+
+
+def _parts_of(result: Result, policy: str) -> dict[str, Scores]:
+    kept = {part: result.per_item.get(row) for part, row in rows_of(result, policy).items()}
+    return {part: _one_split(columns) for part, columns in kept.items() if columns}
+
+
+def _together(parts: Mapping[str, Scores]) -> Scores:
+    """The whole where there is one, else all parts one after the other."""
+    if "" in parts:
+        return parts[""]
+    shared = [name for name in next(iter(parts.values())).columns if all(name in p.columns for p in parts.values())]
+    items = tuple(f"{part}: {item}" for part, each in parts.items() for item in each.items)
+    return Scores(items, {name: np.concatenate([each.columns[name] for each in parts.values()]) for name in shared})
 
 
 def _one_split(part: Mapping[str, Sequence[Any]]) -> Scores:

@@ -20,9 +20,10 @@ from mentor_base.interrupt import Interrupted
 from mentor_base.runlog import RunFolder
 from mentor_rl.evaluate import bootstrap, emojibench
 from mentor_rl.evaluate.cells import Cell, CellStore
-from mentor_rl.evaluate.emojibench import Measured, best_guidance, compare, metrics_of, row_name
-from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate
+from mentor_rl.evaluate.emojibench import Measured, best_guidance, metrics_of, row_name
+from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate, relative_changes
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
+from mentor_rl.evaluate.paired import change, pairs_of
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result
 
@@ -89,24 +90,27 @@ def test_best_guidance_needs_both() -> None:
     assert best_guidance(sweep) == 1.0
 
 
-def test_compare_pairs_items_and_pools_splits() -> None:
-    def result(shift: float, items: list[str]) -> Result:
+def test_changes_pair_items_and_pool_splits() -> None:
+    def result(**items_of_q: list[str]) -> Result:
         rows = {
-            row_name("p", split): {"item": items, "CP": [0.2 + shift, 0.4 + shift], "PF": [0.5, 0.5]}
+            row_name(name, split): {"item": items, "CP": [0.2 + shift, 0.4 + shift], "PF": [0.5, 0.5]}
             for split in ("unseen_subjects", "unseen_pairs")
+            for name, shift, items in (("p", 0.0, ["a", "b"]), ("q", 0.06, items_of_q.get(split, ["a", "b"])))
         }
-        return Result(
-            "emojibench", {}, rows, details={"policies": ["p"], "splits": ["unseen_subjects", "unseen_pairs"]}
-        )
+        return Result("emojibench", {row: {} for row in rows}, rows, details={"policies": ["p", "q"]})
 
-    change = compare(result(0.0, ["a", "b"]), result(0.06, ["a", "b"]))
-    assert set(change) == {"unseen_subjects", "unseen_pairs", "held out"}
-    assert change["held out"]["CP·PF"] == pytest.approx([0.03, 0.03, 0.03])
-    assert change["held out"]["CP·PF relative"][0] == pytest.approx(0.2)
-    with pytest.raises(UserError, match="same items"):
-        compare(result(0.0, ["a", "b"]), result(0.0, ["a", "c"]))
-    with pytest.raises(UserError, match="did you mean 'p'"):
-        compare(result(0.0, ["a"]), result(0.0, ["a"]), before_policy="pp")
+    pairs = pairs_of(result(), "p", "q")
+    assert list(pairs) == ["unseen subjects", "unseen pairs", ""]
+    changed = change(*pairs[""], "CP·PF")
+    assert changed is not None
+    assert changed[0] == pytest.approx([0.03, 0.03, 0.03])
+    assert changed[1][0] == pytest.approx(0.2)
+    assert list(relative_changes(result(), "p", "q")) == ["unseen subjects", "unseen pairs", "held out"]
+    assert relative_changes(result(), "p", "q")["unseen pairs"]["PF"] == "+0.0% [+0.0%, +0.0%]"
+    with pytest.raises(UserError, match="expected the same items for 'p' and 'q'"):
+        pairs_of(result(unseen_pairs=["a", "c"]), "p", "q")
+    with pytest.raises(UserError, match="did you mean 'q'"):
+        pairs_of(result(), "p", "qq")
 
 
 def test_result_survives_the_disk_and_refuses_strangers(tmp_path: Path) -> None:
@@ -217,8 +221,9 @@ def test_a_bench_stops_between_cells_and_goes_on(
     columns = {name: np.array(result.per_item[row_name(name, "unseen_subjects")]["CP"]) for name in rows[:4]}
     assert columns["before"].tolist() == columns["after 1"].tolist()
     assert columns["after"] == pytest.approx((columns["after 1"] + columns["after 2"]) / 2, abs=2e-5)
-    change = compare(result, result)["unseen_subjects"]["CP"][0]
-    assert change == pytest.approx((columns["after"] - columns["before"]).mean(), abs=1e-5)
+    changed = change(*pairs_of(result, "before", "after")["unseen subjects"], "CP")
+    assert changed is not None
+    assert changed[0][0] == pytest.approx((columns["after"] - columns["before"]).mean(), abs=1e-5)
     assert "| after | unseen subjects | " in changes_markdown(result)
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
