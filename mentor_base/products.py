@@ -37,15 +37,15 @@ class PreparedWeight:
     def __init__(self, weight: torch.Tensor, rows: int) -> None:
         self.dtype = weight.dtype
         self._wide = weight.detach().float()
-        self._packed = None
-        if weight.numel() >= LARGE and torch.backends.mkldnn.is_available():
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._wide, rows)
+        self._packed = weight.numel() >= LARGE and torch.backends.mkldnn.is_available()
+        if self._packed:
+            self._wide = torch.ops.mkldnn._reorder_linear_weight(self._wide, rows)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """As ``linear``."""
-        if self._packed is None:
+        if not self._packed:
             return F.linear(x.float(), self._wide).to(x.dtype)
-        wide: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.float(), self._packed, None, "none", [], "")
+        wide: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x.float(), self._wide, None, "none", [], "")
         return wide.to(x.dtype)
 
 
