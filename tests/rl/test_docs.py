@@ -24,6 +24,7 @@ TEXTS = [*PAGES, *(ROOT / "recipes").rglob("*.yaml"), ROOT / "Makefile", ROOT / 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SPAN = re.compile(r"`([^`]+)`")
+MENTOR = get_command(app)
 ROOTED = "|".join(FOLDERS)
 PATH = re.compile(rf"(?<![\w/.-])((?:{ROOTED})/(?:[\w./-]|\{{[\w,]+\}})+)")
 FILE = re.compile(r"[\w./{},-]+\.(?:py|yaml|md|sh)")
@@ -73,7 +74,8 @@ def test_named_files_are_there() -> None:
         for found in PATH.findall(text.read_text(encoding="utf-8")):
             for path in meant(found.rstrip(".")):
                 assert (ROOT / path).exists(), f"{name_of(text)}: {path}"
-        for span in SPAN.findall(prose(text)):
+        trees = [block for language, block in FENCED.findall(text.read_text(encoding="utf-8")) if not language]
+        for span in SPAN.findall(prose(text)) + " ".join(trees).replace(";", " ").split():
             if FILE.fullmatch(span) and not THEIRS.search(span):
                 for path in meant(span):
                     assert any(file.endswith(f"/{path}") for file in files), f"{name_of(text)}: {path}"
@@ -94,7 +96,7 @@ def test_commands_can_be_given(text: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """They are registered, have their options, and the recipes that they name take their overrides."""
     monkeypatch.chdir(ROOT)
     for words in commands(text):
-        command, rest = get_command(app), words
+        command, rest = MENTOR, words
         while isinstance(command, TyperGroup) and rest and not rest[0].startswith("-"):
             assert rest[0] in command.commands, words
             command, rest = command.commands[rest[0]], rest[1:]
