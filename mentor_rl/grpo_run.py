@@ -85,6 +85,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
     asked = some_prompts(recipe, world)
     check_rewards(rewards, asked)
+    rewards.check_servers()
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next

@@ -39,10 +39,14 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
 
         result = evaluate(recipe, open_run(recipe))
     else:
+        from mentor_rewards.contract import Served
+
         from mentor_rl.evaluate.picture_run import build_benchmark, run_benchmark
 
         assert isinstance(recipe, PictureRecipe)
         benchmark = build_benchmark(recipe)  # a fault in its data shows before there is a run folder
+        if isinstance(benchmark, Served):
+            benchmark.check_server()  # and so does a judge that would be missed once all pictures are drawn
         result = run_benchmark(recipe, benchmark, open_run(recipe, PASSING))
     if result is None:  # another process than the first: that one has the result
         return

@@ -116,6 +116,8 @@ class Tabulated:
 class Benchmark(Protocol):
     """A benchmark. Constructed from its recipe, with a look at its data; weights and servers come with ``load``.
 
+    One that asks a server has ``check_server`` beside (mentor_rewards.contract.Served), called before all work.
+
     Attributes:
         name: as in the recipe.
         floor: the facts that a missing picture is counted with in the lower bound of an incomplete row, e.g.

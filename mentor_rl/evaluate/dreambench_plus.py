@@ -57,6 +57,10 @@ class DreamBenchPlus:
         """The judge."""
         self.panel.load(device)
 
+    def check_server(self) -> None:
+        """The judge's; see mentor_rewards.contract.Served."""
+        self.panel.check_server()
+
     def unload(self) -> None:
         """The judge."""
         self.panel.unload()

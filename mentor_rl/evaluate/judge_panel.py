@@ -59,11 +59,23 @@ class JudgePanel:
 
             self._backend = LocalJudge(s.model, device, s.dtype)
         else:
-            assert s.url is not None
-            key = api_key(s.api_key_env)
-            self._backend = JudgeClient(s.url, s.model, key, s.concurrency, s.timeout, s.retries)
+            self._backend = self._client()
         self._answers = JudgeCache(Path(s.cache)) if s.cache else None
         self._loop = EventLoop()
+
+    def check_server(self) -> None:
+        """Whether the judge's server answers; a judge in this process has none.
+
+        Raises:
+            RewardError: it does not.
+        """
+        if self.settings.backend == "server":
+            self._client().check_server()
+
+    def _client(self) -> JudgeClient:
+        s = self.settings
+        assert s.url is not None, "the recipe has looked"
+        return JudgeClient(s.url, s.model, api_key(s.api_key_env), s.concurrency, s.timeout, s.retries)
 
     def unload(self) -> None:
         """Close all that ``load`` opened."""

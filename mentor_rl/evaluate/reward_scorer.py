@@ -37,6 +37,10 @@ class RewardScorer:
         self._composite = Composite(placed)
         self._composite.load()
 
+    def check_servers(self) -> None:
+        """Refuse rewards whose server does not answer."""
+        Composite(self.entries).check_servers()
+
     def unload(self) -> None:
         """Free them."""
         if self._composite is not None:

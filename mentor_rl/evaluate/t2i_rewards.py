@@ -47,6 +47,10 @@ class T2IRewards:
         """All rewards."""
         self._rewards.load(device)
 
+    def check_server(self) -> None:
+        """Those of the rewards that have one; see mentor_rewards.contract.Served."""
+        self._rewards.check_servers()
+
     def unload(self) -> None:
         """All rewards."""
         self._rewards.unload()

@@ -32,6 +32,7 @@ from mentor_rewards.contract import (
     RewardError,
     RewardFailure,
     RewardSpec,
+    Served,
     Stateful,
     nearest,
 )
@@ -108,6 +109,12 @@ class Composite:
             self.unload()
             raise
         self._schedule.open()
+
+    def check_servers(self) -> None:
+        """Refuse, before any work, rewards whose server does not answer; see Served."""
+        for name, reward in self.rewards.items():
+            if isinstance(reward, Served):
+                guarded(name, "check_server", reward.check_server)
 
     def unload(self) -> None:
         """Free what ``load`` took. A reward still in a call that ran past its timeout keeps its weights."""

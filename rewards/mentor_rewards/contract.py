@@ -251,6 +251,18 @@ class Stateful(Protocol):
 
 
 @runtime_checkable
+class Served(Protocol):
+    """What a reward (or whatever else asks a judge) has beside, if somebody else runs the server that it asks."""
+
+    def check_server(self) -> None:
+        """Ask the server something cheap; called before ``load``, and before any work that needs scores.
+
+        Raises:
+            RewardError: it does not answer; says where, and how to start one.
+        """
+
+
+@runtime_checkable
 class AsyncReward(Protocol):
     """A reward that waits, e.g. for a server: as Reward, with ``ascore`` in the place of ``score``.
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mentor_rewards.contract import RewardError, one_line
+from mentor_rewards.contract import RewardError, nearest, one_line
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling, NoAnswer
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LONGEST_WAIT = 30.0  # seconds between two tries, when the server does not say
 LONGEST_RETRY_AFTER = 120.0
 RETRIED_STATUS = frozenset({408, 429})
+NO_SUCH_LIST = frozenset({404, 405, 501})
 SHOWN = 300
 
 
@@ -59,6 +60,37 @@ class JudgeClient:
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self._api_key = api_key
         self._session: tuple[asyncio.AbstractEventLoop, AsyncOpenAI, asyncio.Semaphore] | None = None
+
+    def check_server(self) -> None:
+        """Ask once which models the server offers: the cheapest question it has an answer to.
+
+        A server that has no such list, or is too busy to give it, is there all the same.
+
+        Raises:
+            RewardError: no server, one that refuses the key, or one with other models.
+        """
+        openai = self._openai
+        offered: list[str] = []
+        try:
+            with openai.OpenAI(base_url=self.url, api_key=self._api_key, timeout=self.timeout, max_retries=0) as client:
+                offered = [model.id for model in client.models.list().data or []]
+        except openai.APIStatusError as error:
+            if error.status_code not in RETRIED_STATUS | NO_SUCH_LIST:
+                raise self._unusable(f"{error.status_code}, {_line(error)}") from error
+        except openai.APITimeoutError as error:
+            raise self._unusable(f"no answer within {self.timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            raise self._unusable(f"no connection ({_line(error.__cause__ or error)})") from error
+        except (openai.APIError, ValueError, AttributeError) as error:  # no JSON, or another one than promised
+            raise self._unusable(f"a reply that is no list of models ({_line(error)})") from error
+        if offered and self.model not in offered:
+            raise self._unusable(f"others; {nearest(self.model, offered)}")
+
+    def _unusable(self, found: str) -> RewardError:
+        return RewardError(
+            f"the judge at {self.url}: expected a server that offers the model '{self.model}', found {found}; "
+            f"`mentor judge serve --model {self.model}` starts one"
+        )
 
     async def complete(self, request: JudgeRequest, sampling: JudgeSampling) -> Answer:
         """One answer of the server; see JudgeBackend."""

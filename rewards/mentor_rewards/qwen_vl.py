@@ -86,13 +86,20 @@ class JudgeReward(AsyncReward):
 
             self._judge = LocalJudge(self.model, device, dtype)
             return
-        key = api_key(self.api_key_env)
-        url = self.url
+        self.check_server()
         if self.serve is not None:
             self._server = shared_server(self.serve, self.model)
-            url = self._server.url
-        assert url is not None
-        self._judge = JudgeClient(url, self.model, key, self.concurrency, self.timeout, self.retries, self.backoff)
+        self._judge = self._client(self._server.url if self._server is not None else self.url)
+
+    def check_server(self) -> None:
+        """Whether the server of the option ``url`` answers; what ``load`` launches or reads is left to it."""
+        if self.url is not None:
+            self._client(self.url).check_server()
+
+    def _client(self, url: str | None) -> JudgeClient:
+        assert url is not None, "the constructor has looked"
+        key = api_key(self.api_key_env)
+        return JudgeClient(url, self.model, key, self.concurrency, self.timeout, self.retries, self.backoff)
 
     def unload(self) -> None:
         """Close all that ``load`` opened."""

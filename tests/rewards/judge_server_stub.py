@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
+from mentor_rewards.judge_server import DEFAULT_MODEL
 from PIL import Image
 
 GOOD = {"description": "a disc", "A": 0.9, "B": 0.8, "C": 0.7, "D": 0.6, "final": 3.0}
@@ -55,6 +56,12 @@ def fails(status: int, message: str = "it went wrong", **headers: str) -> Reply:
     """An error as vLLM writes it."""
     body = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": status}}
     return Reply(json.dumps(body).encode(), status, {key.replace("_", "-"): value for key, value in headers.items()})
+
+
+def offers(*models: str) -> Reply:
+    """A list of models."""
+    listed = [{"id": model, "object": "model", "created": 0, "owned_by": "vllm"} for model in models]
+    return Reply(json.dumps({"object": "list", "data": listed}).encode())
 
 
 RESET = Reply(b"", reset=True)
@@ -101,6 +108,10 @@ class JudgeStub:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.bodies: list[dict[str, Any]] = []
+        self.listing, self.listings = (
+            offers("judge", "another", DEFAULT_MODEL),
+            0,
+        )  # the answer to GET /v1/models, and how often it was asked
         self.busy = self.peak = 0  # requests under way, now and at most
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
@@ -129,6 +140,9 @@ class JudgeStub:
             message = await receive()
             data += message.get("body", b"")
             more = message.get("more_body", False)
+        if scope["method"] == "GET":
+            await self._list_models(scope["path"], send)
+            return
         body = json.loads(data)
         self.bodies.append(body)
         self.busy, self.peak = self.busy + 1, max(self.peak, self.busy + 1)
@@ -141,6 +155,14 @@ class JudgeStub:
         headers = {"content-type": "application/json", **reply.headers}
         pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    async def _list_models(self, path: str, send: Any) -> None:
+        assert path == "/v1/models", path
+        self.listings += 1
+        reply = self.listing
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         await send({"type": "http.response.body", "body": reply.body})
 
 

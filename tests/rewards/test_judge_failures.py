@@ -23,6 +23,7 @@ from judge_server_stub import (
     Script,
     fails,
     in_turn,
+    offers,
     pictures,
     says,
     scores,
@@ -82,11 +83,13 @@ def test_lasting_transport_faults_end_without_a_score(name: str) -> None:
     assert len(bodies) == 3
 
 
-def test_nobody_there() -> None:
+def test_a_server_that_goes_away() -> None:
     with JudgeStub(in_turn(scores())) as stub:
         url = stub.url
-    with Composite({"judge": RewardEntry(use="qwen_vl_t2i", options={"url": url, **QUICK})}, 1.0) as composite:
-        reason = composite.score(batch_of(1)).reasons["judge"][0]
+        composite = Composite({"judge": RewardEntry(use="qwen_vl_t2i", options={"url": url, **QUICK})}, 1.0)
+        composite.load()
+    reason = composite.score(batch_of(1)).reasons["judge"][0]
+    composite.unload()
     assert reason is not None
     assert reason.startswith(f"no connection to {url}: ")
 
@@ -249,6 +252,33 @@ def test_cancellation_stops_the_requests() -> None:
         reward.load("cpu", "float32")
         asyncio.run(cancelled(reward, stub))
         reward.unload()
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        (offers("qwen"), "found others; did you mean 'qwen'?"),
+        (fails(401, "wrong key"), "found 401, .*wrong key"),
+        (fails(503, "loading"), "found 503, .*loading"),
+        (Reply(b"<html>Welcome</html>"), "found a reply that is no list of models"),
+    ],
+)
+def test_a_server_that_cannot_judge_is_refused_at_load(listing: Reply, found: str) -> None:
+    with JudgeStub(in_turn(scores())) as stub:
+        stub.listing = listing
+        line = (
+            f"judge at {stub.url}: expected a server that offers the model 'qwne', {found}.*; `mentor judge serve --m"
+        )
+        with pytest.raises(RewardError, match=line):
+            QwenVlT2i(url=stub.url, model="qwne").load("cpu", "float32")
+    assert (stub.listings, stub.bodies) == (1, [])
+
+
+@pytest.mark.parametrize("listing", [offers("judge"), offers(), fails(404), fails(429)])
+def test_a_server_without_a_list_of_models_is_there_all_the_same(listing: Reply) -> None:
+    with JudgeStub(in_turn(scores())) as stub:
+        stub.listing = listing
+        QwenVlT2i(url=stub.url, model="judge").check_server()
 
 
 def test_contract() -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
+from mentor_rl.cli import main
 from mentor_rl.evaluate.benchmark import Item, Scored
 from mentor_rl.evaluate.dreambench_plus import DreamBenchPlus, balance, summary
 from mentor_rl.evaluate.dreambench_plus_data import REFERENCES, items_of, read_references
@@ -206,6 +207,24 @@ def test_a_judge_that_never_answers_well_gives_a_reason(data: Path) -> None:
         with pytest.raises(RewardError, match="refuses the request as configured: 404"):
             panel.judge([Case((CONCEPT,), "x", picture, (picture,))])
         panel.unload()
+
+
+def test_a_dead_judge_is_noticed_before_there_is_a_run_folder(
+    data: Path, random_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "bench.yaml"
+    recipe.write_text(
+        f"{{kind: evaluate, benchmark: dreambench_plus, run: {tmp_path}/run, policies: {{fox: {random_policy}}}, "
+        f"data: {data}, judge: {{url: 'http://127.0.0.1:1/v1', model: judge}}}}"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(recipe)])
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert len(line.splitlines()) == 1
+    assert line.startswith("the judge at http://127.0.0.1:1/v1: expected a server that offers the model 'judge', found")
+    assert "`mentor judge serve --model judge` starts one" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_whole_run_with_a_gap_reports_coverage_and_lower_bound(

@@ -11,7 +11,7 @@ import torch
 from grpo_toys import HERE, comparable, run_recipe, toy_policy, toy_recipe
 from mentor_rewards.aggregate import advantages
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardFailure
+from mentor_rewards.contract import RewardError, RewardFailure
 from trl import GRPOConfig, GRPOTrainer
 
 from mentor_base.checkpoint import load_policy
@@ -282,6 +282,15 @@ def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) 
 def test_recipes_that_do_not_add_up(policy, tmp_path, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         run_recipe(toy_recipe(policy, tmp_path / "run", **changes))
+
+
+def test_a_dead_judge_is_noticed_before_the_policy_is_read(policy, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(grpo_run, "load_policy", lambda *_: pytest.fail("the policy was read"))
+    judge = {"use": "qwen_vl_t2i", "options": {"url": "http://127.0.0.1:1/v1", "model": "judge"}}
+    with pytest.raises(
+        RewardError, match=r"reward 'vlm': the judge at http://127.0.0.1:1/v1: expected .*no connection"
+    ):
+        run_recipe(toy_recipe(policy, tmp_path / "run", rewards={"vlm": judge}))
 
 
 def test_pictures_that_processes_cannot_share_evenly(policy, tmp_path) -> None:
