@@ -114,7 +114,8 @@ class _Reader:
 
     def validate(self) -> Recipe:
         try:
-            return self.model.model_validate(self.document.data)  # type: ignore[return-value]
+            beside = {"base": self.path.parent}  # where a WeightsSource that is no hub id is looked for first
+            return self.model.model_validate(self.document.data, context=beside)  # type: ignore[return-value]
         except ValidationError as error:
             from mentor_rl.recipe_errors import error_lines
 

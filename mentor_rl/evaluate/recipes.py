@@ -129,7 +129,7 @@ class DreamBenchPlusRecipe(PictureRecipe):
 
 
 class Towers(Section):
-    """Weights of DreamBench's towers: a local folder or file, or a hub id; null leaves a metric out."""
+    """Weights of DreamBench's towers: a folder or file, beside the recipe or here, or a hub id; null leaves one out."""
 
     clip: WeightsSource = "openai/clip-vit-base-patch32"
     dino: WeightsSource = "facebook/dino-vits8"

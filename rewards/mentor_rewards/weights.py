@@ -4,8 +4,9 @@ A source is a local file or folder, or a hub id ``owner/name[@revision][:file]``
 with ``.``, ``/`` or ``~`` is always a path. Hub ids are fetched by huggingface_hub when a reward loads, never when it
 is constructed, and land in its cache, so that a second run needs no network.
 
-An option of a reward's constructor is annotated WeightsSource: registry.py then looks for relative paths beside the
-recipe, and a path that can only be a path must exist.
+An option of a reward's constructor, or a field of a recipe, is annotated WeightsSource: whoever validates it says where
+the recipe lies (``context={"base": folder}``). Relative paths are looked for there first, then in the current folder,
+and a path that can only be a path must exist.
 """
 
 from __future__ import annotations

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mentor_rewards.contract import RewardError
+from mentor_rewards.weights import find_folder
 
 from mentor_base.batch_split import split_batch
 from mentor_base.errors import UserError
 from mentor_rl.commands.recipes import recipe_files
-from mentor_rl.evaluate.recipes import EvaluateRecipe
+from mentor_rl.evaluate.recipes import DreamBenchRecipe, EvaluateRecipe
 from mentor_rl.grpo_setup import pictures_per_process
 from mentor_rl.recipe import GrpoRecipe, SftRecipe
 from mentor_rl.recipe_files import input_paths, load_recipe, resolved
@@ -238,6 +240,28 @@ def test_a_faulty_override_is_one_line(recipe: Path, override: str, line: str) -
 def test_a_file_that_is_no_recipe(recipe: Path, content: bytes, line: str) -> None:
     recipe.write_bytes(content)
     assert line in _error(recipe)
+
+
+def test_weights_lie_beside_the_recipe_or_here_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("bench/towers/clip", "towers/clip", "here/dino", "bench/set", "bench/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path = Path("bench/x.yaml")
+    path.write_text(
+        "{kind: evaluate, benchmark: dreambench, run: r, data: set, images: {fox: pictures}, "
+        "towers: {clip: towers/clip, dino: here/dino, dino_s16: nobody/has-this}}",
+        encoding="utf-8",
+    )
+    loaded = load_recipe(path)
+    assert isinstance(loaded, DreamBenchRecipe)
+    clip, dino, hub = loaded.towers.clip, loaded.towers.dino, loaded.towers.dino_s16
+    assert list(map(str, (clip, dino, hub))) == ["bench/towers/clip", "here/dino", "nobody/has-this"]
+    assert resolved(loaded)["towers"]["clip"] == "bench/towers/clip"  # what the run folder keeps
+    assert loaded.towers.dinov2 == "facebook/dinov2-small"
+    with pytest.raises(RewardError, match=r"nobody/has-this: no such path here, not in the hub's cache .*`hf download"):
+        find_folder(str(hub), ())
+    line = _error(path, "towers.clip=./towers/clop")
+    assert "no such file or folder: bench/towers/clop or towers/clop; nor is it a hub id" in line
 
 
 def test_a_recipe_that_is_not_there(recipe: Path) -> None:
