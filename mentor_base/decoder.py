@@ -27,7 +27,7 @@ from mentor_base.config import MentorConfig
 from mentor_base.decoder_attention import Attend, Layout, PrefixAttention, ScoringAttention, StepAttention
 from mentor_base.decoder_cache import DecoderCache, Tables
 from mentor_base.prefix import Prefix
-from mentor_base.products import Linear, prepared
+from mentor_base.products import Linear, PreparedWeight, prepared
 from mentor_base.rope import cells, rotate, rotation
 
 HEAD_GAIN = 16.0  # logits move 16 times as far through the codebook part of the head: its vectors have unit length
@@ -178,7 +178,9 @@ class Decoder(nn.Module):
         if prepare:
             rows = prompts * group_size
             layers = [layer for block in self.blocks for layer in block.children() if isinstance(layer, Linear)]
-            cache.weights = {layer: prepared(layer.weight, rows) for layer in layers}
+            ready = {layer: prepared(layer.weight, rows) for layer in layers}
+            # the others are called: ZeRO-3 gathers a weight only around the call of its module
+            cache.weights = {layer: weight for layer, weight in ready.items() if isinstance(weight, PreparedWeight)}
             cache.head = prepared(tables.head_VD, rows)
         x_KD = self._blocks(caption_RD, self._prefix_turns(prefix), PrefixAttention(layout, cache), layout)
         return x_KD.repeat_interleave(group_size, dim=0), cache

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mentor_base.products import Weight, linear
+from mentor_base.products import PreparedWeight, Weight
 
 
 class Tables(NamedTuple):
@@ -46,7 +46,7 @@ class DecoderCache:
     tables: Tables
     head: Weight
     turns: torch.Tensor
-    weights: dict[nn.Module, Weight] = field(default_factory=dict)
+    weights: dict[nn.Module, PreparedWeight] = field(default_factory=dict)
     position: int = 0
     place: torch.Tensor | None = None
     window: int = 0
@@ -56,7 +56,7 @@ class DecoderCache:
     def product(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """The layer's output."""
         weight = self.weights.get(layer)
-        return layer(x) if weight is None else linear(x, weight)
+        return layer(x) if weight is None else weight.product(x)
 
     def turn(self) -> torch.Tensor:
         """Rotation of the coming image input."""

@@ -62,3 +62,18 @@ def test_a_decoding_reads_the_weights_of_its_own_time() -> None:
     after = drawn(True)
     assert not torch.equal(after.tokens_NL, before.tokens_NL)
     torch.testing.assert_close(after.logp_NL, drawn(False).logp_NL, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_a_layer_whose_weight_is_not_made_ready_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ZeRO-3 gathers a weight around the call of its module alone."""
+    monkeypatch.setattr(products, "LARGE", 1 << 20)
+    model, processor = small_policy()
+    prefix = model(mode="encode", **processor(mixed_prompts()))
+    calls: list[torch.nn.Module] = []
+    for block in model.decoder.blocks:
+        block.qkv.register_forward_hook(lambda layer, *_: calls.append(layer))
+    uniforms = torch.rand(len(prefix.mask_KT), 16, generator=torch.Generator().manual_seed(3))
+    decoding = Decoding(model, prefix, 1, Sampling(), uniforms_NL=uniforms, prepare=True)
+    decoding.run()
+    assert len(calls) == 16 * model.config.num_hidden_layers  # the prefix, then all tokens but the last
