@@ -51,10 +51,10 @@ def main() -> None:
 @torch.no_grad()
 def works_of(settings: RolloutSettings) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
-    config = plain_config(settings.size, TOKENS, PREFIX)
+    config = plain_config(settings.size, settings.tokens, settings.prefix)
     policy = random_policy(config, CPU, torch.float32, settings.seed)
-    prefix = random_prefix(config, settings.prompts, PREFIX, CPU, torch.float32, settings.seed + 1)
-    ours, reference, place = Ours(policy, prefix, settings), Reference(policy, prefix, settings), TOKENS // 2
+    prefix = random_prefix(config, settings.prompts, settings.prefix, CPU, torch.float32, settings.seed + 1)
+    ours, reference, place = Ours(policy, prefix, settings), Reference(policy, prefix, settings), settings.tokens // 2
     ours.prefill(jumps=True)
     reference.prefill(jumps=True)
     products, attention = list(products_of(ours)), list(attention_of(ours, place))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mentor_rl.cli import app
 from mentor_rl.recipe import GrpoRecipe
 
 CPU = torch.device("cpu")
+STEP_LIMITS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "step_limits.py"))
 SMALL = rollout.RolloutSettings("tiny", 4, 2, 7.5, 16, 12, "float32", against="reference", repeats=2)
 
 
@@ -244,3 +246,20 @@ def test_a_strange_record_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"bench": "speed"}', encoding="utf-8")
     with pytest.raises(UserError, match="expected a record of `mentor bench`"):
         Record.read(tmp_path / "other.json")
+
+
+def test_the_limits_of_a_step_are_its_own_products() -> None:
+    """All weights of the blocks and the head once, and of each picture the keys and values of its tokens so far."""
+    works = STEP_LIMITS["works_of"](SMALL)
+    assert list(works) == ["our step", "products", "keys and values", "reference's step"]
+    policy = small_policy()
+    layers = [layer for block in policy.decoder.blocks for layer in block.children() if hasattr(layer, "in_features")]
+    widths = [layer.out_features for layer in layers] + [policy.config.vocab_size]
+    assert [tuple(out.shape) for out in works["products"]()] == [(8, width) for width in widths[:-1]] + [
+        (4, widths[-1])
+    ]
+    heads, width = policy.config.num_attention_heads, policy.config.hidden_size
+    found = [tuple(out.shape) for out in works["keys and values"]()]
+    shapes = [(4, heads, 2, 1, 8), (4, heads, 2, 1, width // heads)]  # scores over 8 keys, then mixed values
+    assert found == shapes * policy.config.num_hidden_layers
+    works["our step"](), works["reference's step"]()
