@@ -112,7 +112,7 @@ def heat_map(
     there = {key: value for key, value in values.items() if math.isfinite(value)}
     if not there:
         return ""
-    left, top, width, height = 150, 62, 92, 24
+    left, top, width, height = 170, 62, 92, 24
     largest = {column: max((abs(v) for (_, c), v in there.items() if c == column), default=0.0) for column in columns}
     parts = [_text(0, 15, title, size=13, weight=600)]
     for j, column in enumerate(columns):
