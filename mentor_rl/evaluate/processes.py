@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from mentor_base.batch_split import launched_processes
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=14)  # of the processes that are done with their share; torchrun ends them when one fails
 
@@ -24,9 +26,8 @@ class Processes:
     @classmethod
     def join(cls) -> Processes:
         """This process, in touch with the others where torchrun started several."""
-        rank, count, local = (
-            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-        )
+        rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+        count = launched_processes()
         if count > 1:
             from torch import distributed
 
