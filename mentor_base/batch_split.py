@@ -17,6 +17,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_rank() -> int:
+    """Which of them this one is: 0 is the first, and alone there is no other."""
+    return int(os.environ.get("RANK", "0"))
+
+
 class BatchSplit(NamedTuple):
     """Attributes: micro: examples per forward pass and process. accumulation: passes per optimizer step."""
 

@@ -8,9 +8,9 @@ below its share of the rows is seen in part, one above it more than once.
 from __future__ import annotations
 
 import math
-import os
 from fractions import Fraction
 
+from mentor_base.batch_split import launched_rank
 from mentor_base.data.mixture import World
 from mentor_base.data.sources import RowWorld
 from mentor_base.errors import UserError
@@ -36,7 +36,7 @@ def in_steps(optimisation: Optimisation, mixture: Mixture, world: World, run: Ru
     begun = run.manifest().get("epoch_plan", planned)
     if begun != planned:
         raise UserError(f"{run.path}: expected the {begun['rows']} rows that this run began with, found {rows}")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if launched_rank() == 0:
         run.write_manifest(epoch_plan=planned)
     return optimisation.model_copy(update={"steps": steps})
 

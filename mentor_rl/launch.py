@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from mentor_base.batch_split import split_batch
 from mentor_base.errors import UserError
-from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.recipe import GrpoRecipe, Recipe, ScorerRecipe, SftRecipe, TokenizerRecipe
 
 
@@ -24,9 +23,10 @@ def check_launch(recipe: Recipe, where: str, processes: int) -> None:
 
 
 def _check(recipe: Recipe, processes: int) -> None:
-    if isinstance(recipe, TokenizerRecipe | ScorerRecipe | EmojiBenchRecipe) and processes > 1:
-        what = f"benchmark: '{recipe.benchmark}'" if isinstance(recipe, EmojiBenchRecipe) else f"kind: '{recipe.kind}'"
-        raise UserError(f"{what} expected one process, found {processes}; start it without torchrun or accelerate")
+    if isinstance(recipe, TokenizerRecipe | ScorerRecipe) and processes > 1:
+        raise UserError(
+            f"kind: '{recipe.kind}' expected one process, found {processes}; start it without torchrun or accelerate"
+        )
     if isinstance(recipe, SftRecipe):
         split_batch(recipe.optimisation, processes)
     elif isinstance(recipe, GrpoRecipe):

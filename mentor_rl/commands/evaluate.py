@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mentor_base.batch_split import launched_processes
+from mentor_base.batch_split import launched_rank
 from mentor_base.errors import UserError
 from mentor_rl.commands.train import open_run, recipe_text, say
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe, EvaluateRecipe, PictureRecipe
-from mentor_rl.launch import check_launch
 from mentor_rl.recipe_files import load_recipe
 
 PASSING = (("incomplete",), ("device",), ("score_batch",), ("judge", "url"), ("judge", "concurrency"))
@@ -23,7 +22,6 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     if dry_run:
         print(recipe_text(recipe), end="")
         return
-    check_launch(recipe, str(path), launched_processes())
     from rich.console import Console
 
     from mentor_rl.evaluate.result import Result
@@ -33,7 +31,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     if written.exists():
         run = open_run(recipe, PASSING)
         say(f"{run.path}: already finished, the result is in {written}")
-        result = Result.read(written)
+        result = Result.read(written) if launched_rank() == 0 else None
     elif isinstance(recipe, EmojiBenchRecipe):
         from mentor_rl.evaluate.emojibench_run import evaluate
 
@@ -48,7 +46,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
         if isinstance(benchmark, Served):
             benchmark.check_server()  # and so does a judge that would be missed once all pictures are drawn
         result = run_benchmark(recipe, benchmark, open_run(recipe, PASSING))
-    if result is None:  # another process than the first: that one has the result
+    if result is None:  # another process than the first: that one shows the result
         return
     Console().print(result.table())
     if isinstance(recipe, EmojiBenchRecipe):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mentor_base.batch_split import launched_processes
+from mentor_base.batch_split import launched_processes, launched_rank
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder
 from mentor_rl.ablation.recipe import AblateRecipe
@@ -77,7 +76,7 @@ def open_run(recipe: Recipe, passing: Sequence[tuple[str, ...]] = ()) -> RunFold
     ``passing``: settings (by their keys) that may change between two calls, since no result depends on them.
     """
     folder = Path(recipe.run)
-    if int(os.environ.get("RANK", "0")) > 0:
+    if launched_rank() > 0:
         waited_from = time.monotonic()
         while not (folder / MARKER).exists():
             if time.monotonic() - waited_from > WAIT_SECONDS:
@@ -108,5 +107,5 @@ def recipe_text(recipe: Recipe) -> str:
 
 def say(line: str) -> None:
     """A line for the user, once even when several processes run."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if launched_rank() == 0:
         print(line, flush=True)

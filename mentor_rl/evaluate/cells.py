@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.runlog import write_atomically
 
 
@@ -26,20 +25,15 @@ class Cell:
 
 
 class CellStore:
-    """A folder of cells. ``identity`` tells checkpoints apart: cells made with other weights are not found.
+    """A folder of cells. ``identity`` tells checkpoints apart: cells made with other weights are not found."""
 
-    Args:
-        folder: None keeps nothing.
-        guard: asked by ``check_interrupt`` between two cells.
-    """
-
-    def __init__(self, folder: Path | None, identity: str = "", guard: InterruptGuard | None = None) -> None:
-        self.folder, self.identity, self.guard = folder, identity, guard
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.folder, self.identity = folder, identity
 
     def get(self, key: Mapping[str, Any]) -> Cell | None:
         """The finished cell of this key, or None."""
         file = self._file(key)
-        if file is None or not file.exists():
+        if not file.exists():
             return None
         facts = json.loads(file.read_text(encoding="utf-8"))
         columns = {name: np.array(values, dtype=np.float64) for name, values in facts["columns"].items()}
@@ -48,8 +42,6 @@ class CellStore:
     def put(self, key: Mapping[str, Any], cell: Cell) -> None:
         """Pictures first, scores last: a cell exists once its scores do."""
         file = self._file(key)
-        if file is None:
-            return
         file.parent.mkdir(parents=True, exist_ok=True)
         if cell.pictures:
             _strip(cell.pictures, file.with_suffix(".png"))
@@ -57,17 +49,7 @@ class CellStore:
         facts = {"key": dict(key), "columns": columns, "pictures": len(cell.pictures)}
         write_atomically(file, json.dumps(facts) + "\n")
 
-    def check_interrupt(self) -> None:
-        """
-        Raises:
-            Interrupted: when the guard was asked to stop.
-        """
-        if self.guard is not None and self.guard.requested:
-            raise Interrupted("stopped between two parts of the benchmark")
-
-    def _file(self, key: Mapping[str, Any]) -> Path | None:
-        if self.folder is None:
-            return None
+    def _file(self, key: Mapping[str, Any]) -> Path:
         text = json.dumps([self.identity, dict(sorted(key.items()))], sort_keys=True)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from mentor_rewards.composite import Composite
@@ -33,10 +33,9 @@ from PIL import Image
 
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
-from mentor_base.progress import ProgressBar
 from mentor_base.settings import EmojiData, Sampling, Split
 from mentor_rl.evaluate import bootstrap
-from mentor_rl.evaluate.cells import Cell, CellStore
+from mentor_rl.evaluate.cells import Cell
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.paired import PRODUCT, RATIO, statistic
 from mentor_rl.evaluate.result import Value
@@ -45,11 +44,29 @@ from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 if TYPE_CHECKING:
     from mentor_base.model import MentorForConditionalGeneration
     from mentor_base.processor import MentorProcessor
+    from mentor_base.vq import VQModel
 
 BENCHMARK = "emojibench"
 ITEM_SEED = 4711  # decides which prompts the benchmark has
 SWEEP_SPLIT: Split = "val"
 GALLERY_ITEMS = 10
+
+
+@dataclass(frozen=True)
+class Part:
+    """One picture of every item of a split by one policy: what is drawn by one process, and kept on disk as one cell.
+
+    Attributes:
+        asks: "subject": the prompts with their references. "text only": the same prompts without. "shapes":
+            text-to-image of coloured shapes, judged exactly.
+        seed: of the sampling.
+        guidance: scale.
+    """
+
+    asks: Literal["subject", "text only", "shapes"]
+    split: Split
+    seed: int
+    guidance: float
 
 
 @dataclass(frozen=True)
@@ -83,56 +100,32 @@ class Measured:
         return np.stack([bootstrap.over_seeds(column) for column in columns], axis=1)
 
 
-def bench_items(split: str, items: int, world: EmojiWorld | None = None) -> list[Example]:
+def bench_items(split: str, items: int) -> list[Example]:
     """The benchmark's items of a split: always the same ones."""
-    world = world or EmojiWorld()
+    world = EmojiWorld()
     return [world.example("subject", split, ITEM_SEED, i) for i in range(items)]
 
 
-def bench_policy(
+def draw_part(
     model: MentorForConditionalGeneration,
     processor: MentorProcessor,
     evaluator: Evaluator,
+    part: Part,
     *,
-    split: str,
     items: int,
-    seeds: Sequence[int] = (0, 1, 2),
-    guidance: float = 1.0,
-    temperature: float = 1.0,
-    batch: int = 64,
-    with_reference: bool = True,
-    name: str = "policy",
-    cells: CellStore | None = None,
-    progress: ProgressBar | None = None,
-) -> Measured:
-    """Draw the items of one split with every seed at one guidance scale, and score them.
-
-    Args:
-        with_reference: False asks with the text alone; CP is still taken against the reference.
-        name: for the progress bar.
-        cells: where this checkpoint's finished (split, seed, scale) cells are kept; None keeps none.
-    """
+    temperature: float,
+    batch: int,
+) -> Cell:
+    """Draw the first ``items`` items of a part, ``batch`` pictures at a time, and score them."""
     from mentor_base.generate import draw
 
-    examples = bench_items(split, items)
-    prompts = [example.prompt() for example in examples]
-    asked = prompts if with_reference else [Prompt(p.plain_text, (), p.subject, p.meta) for p in prompts]
-    store = cells or CellStore(None)
-    made = []
-    for seed in seeds:
-        key = {"split": split, "seed": seed, "scale": guidance, "items": items}
-        key |= {"temperature": temperature, "with_reference": with_reference}
-        cell = store.get(key)
-        if cell is None:
-            sampling = Sampling(temperature=temperature, guidance_scale=guidance, seed=seed)
-            images = draw(model, processor, asked, sampling=sampling, batch=batch, seed=seed).images
-            cell = _scored(evaluator, images, prompts)
-            store.put(key, cell)
-        made.append(cell)
-        if progress is not None:
-            progress.advance(items, note=f"{name} {split} guidance {guidance:g}")
-        store.check_interrupt()
-    return Measured.of(made)
+    prompts = _shape_prompts(part.split, items) if part.asks == "shapes" else _prompts(part.split, items)
+    asked = prompts
+    if part.asks == "text only":  # CP is still taken against the reference
+        asked = [Prompt(prompt.plain_text, (), prompt.subject, prompt.meta) for prompt in prompts]
+    sampling = Sampling(temperature=temperature, guidance_scale=part.guidance, seed=part.seed)
+    images = draw(model, processor, asked, sampling=sampling, batch=batch, seed=part.seed).images
+    return _shapes_scored(images, prompts) if part.asks == "shapes" else _scored(evaluator, images, prompts)
 
 
 def best_guidance(sweep: Mapping[float, Measured]) -> float:
@@ -140,41 +133,10 @@ def best_guidance(sweep: Mapping[float, Measured]) -> float:
     return max(sorted(sweep), key=lambda scale: float(sweep[scale].cp_IS.mean() * sweep[scale].pf_IS.mean()))
 
 
-def shapes_score(
-    model: MentorForConditionalGeneration,
-    processor: MentorProcessor,
-    *,
-    split: str,
-    items: int,
-    seed: int = 0,
-    guidance: float = 1.0,
-    temperature: float = 1.0,
-    batch: int = 64,
-) -> np.ndarray:
-    """Text-to-image of coloured shapes, judged exactly (shape_match: count, colour, shape, place) -> [I] in [0, 1]."""
-    from mentor_base.generate import draw
-
-    world = EmojiWorld(EmojiData(shapes=1.0))
-    prompts = [world.example("t2i", split, ITEM_SEED, i).prompt() for i in range(items)]
-    sampling = Sampling(temperature=temperature, guidance_scale=guidance, seed=seed)
-    images = draw(model, processor, prompts, sampling=sampling, batch=batch, seed=seed).images
-    rows = RewardBatch(
-        images=images,
-        prompts=[p.plain_text for p in prompts],
-        references=[()] * items,
-        subjects=[p.subject for p in prompts],
-        group_ids=list(range(items)),
-        metadata=[p.meta for p in prompts],
-    )
-    with Composite({"shape_match": RewardEntry()}) as judge:
-        scores = judge.score(rows).raw["shape_match"]
-    return np.array([np.nan if score is None else score for score in scores])
-
-
 def baseline_rows(
-    examples: Sequence[Example], evaluator: Evaluator, model: MentorForConditionalGeneration | None = None
+    examples: Sequence[Example], evaluator: Evaluator, tokenizer: VQModel | None = None
 ) -> dict[str, Measured]:
-    """Rows that need no drawing; ``target, tokenizer`` only with a model."""
+    """Rows that need no drawing; ``target, tokenizer`` only with a tokenizer."""
     world, prompts = EmojiWorld(), [example.prompt() for example in examples]
     others = [world.example("subject", "train", ITEM_SEED, i).target for i in range(len(examples))]
     pictures = {
@@ -182,8 +144,8 @@ def baseline_rows(
         "random training picture": others,
         "target": [example.target for example in examples],
     }
-    if model is not None:
-        pictures["target, tokenizer"] = through_tokenizer(model.vq, pictures["target"])
+    if tokenizer is not None:
+        pictures["target, tokenizer"] = through_tokenizer(tokenizer, pictures["target"])
     return {name: Measured.of([_scored(evaluator, images, prompts)]) for name, images in pictures.items()}
 
 
@@ -205,7 +167,31 @@ def row_name(policy: str, split: str) -> str:
     return f"{policy} · {split.replace('_', ' ')}"
 
 
+def _prompts(split: Split, items: int) -> list[Prompt]:
+    return [example.prompt() for example in bench_items(split, items)]
+
+
+def _shape_prompts(split: Split, items: int) -> list[Prompt]:
+    world = EmojiWorld(EmojiData(shapes=1.0))
+    return [world.example("t2i", split, ITEM_SEED, i).prompt() for i in range(items)]
+
+
 def _scored(evaluator: Evaluator, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Cell:
     scores = evaluator.score(images, prompts)
     columns = {"cp": scores.cp_N, "pf": scores.pf_N, "style": scores.style_N, "ground": scores.ground_N}
     return Cell(columns, tuple(images[:GALLERY_ITEMS]))
+
+
+def _shapes_scored(images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Cell:
+    """What share of count, colour, shape and place is right (shape_match) in [0, 1]; nan where it could not tell."""
+    rows = RewardBatch(
+        images=list(images),
+        prompts=[p.plain_text for p in prompts],
+        references=[()] * len(prompts),
+        subjects=[p.subject for p in prompts],
+        group_ids=list(range(len(prompts))),
+        metadata=[p.meta for p in prompts],
+    )
+    with Composite({"shape_match": RewardEntry()}) as judge:
+        scores = judge.score(rows).raw["shape_match"]
+    return Cell({"shapes": np.array([np.nan if score is None else score for score in scores])}, ())

@@ -1,6 +1,7 @@
 """One run of EmojiBench: sweeps, cells, rows, gallery.
 
-Finished cells (checkpoint, split, seed, scale) are kept on disk, so an interrupted benchmark goes on where it stopped.
+Parts are dealt out over the processes that torchrun started, and an interrupted benchmark goes on from those that are
+finished (emojibench_parts.py).
 
 A name in the recipe may stand for several checkpoints: one method trained with several seeds. Each is measured at its
 own best guidance and gets a row of its own ("after 1", "after 2"); the row of the name takes their pictures as further
@@ -11,56 +12,60 @@ Shapes: I items, S sampling seeds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from mentor_base.checkpoint import load_tokenizer_of
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.images import contact_sheet
 from mentor_base.interrupt import Interrupted, InterruptGuard
-from mentor_base.progress import ProgressBar
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Split
 from mentor_rl import gallery
 from mentor_rl.evaluate import bootstrap
-from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.emojibench import (
     BENCHMARK,
     GALLERY_ITEMS,
     SWEEP_SPLIT,
     Measured,
+    Part,
     baseline_rows,
     bench_items,
-    bench_policy,
     best_guidance,
     metrics_of,
     row_name,
-    shapes_score,
 )
+from mentor_rl.evaluate.emojibench_parts import BenchParts
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.fingerprint import fingerprint
 from mentor_rl.evaluate.paired import PRODUCT, change, pairs_of
+from mentor_rl.evaluate.processes import Processes
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result, Value
 
 COLUMNS = ("CP", "PF", "CP·PF", "style", "ground")
 
 
-def evaluate(recipe: EmojiBenchRecipe, run: RunFolder) -> Result:
+def evaluate(recipe: EmojiBenchRecipe, run: RunFolder) -> Result | None:
     """Run the benchmark of a recipe: results/emojibench.json, .md and the gallery emojibench.png in the run folder.
+
+    Returns:
+        None in all processes but the first.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM; finished cells stay.
     """
     evaluator = Evaluator.load(recipe.evaluator)
+    processes = Processes.join()
     with InterruptGuard() as guard:
-        bench = _Bench(recipe, run, evaluator, guard)
         try:
-            result = bench.run()
+            result = _Bench(recipe, run, evaluator, processes, guard).run()
         except Interrupted:
             raise Interrupted(f"{run.path}: stopped; the same command goes on from the finished parts") from None
+    if result is None:
+        return None
     result.write(run.result_path(BENCHMARK))
     text = result.markdown() + changes_markdown(result)
     run.result_path(BENCHMARK).with_suffix(".md").write_text(text, encoding="utf-8")
@@ -104,10 +109,17 @@ class _Member:
 
 
 class _Bench:
-    """One run of ``evaluate``: the rows gathered so far."""
+    """One run of ``evaluate``: parts are dealt out, and the first process makes the tables of what all have drawn."""
 
-    def __init__(self, recipe: EmojiBenchRecipe, run: RunFolder, evaluator: Evaluator, guard: InterruptGuard) -> None:
-        self.recipe, self.folder, self.evaluator, self.guard = recipe, run, evaluator, guard
+    def __init__(
+        self,
+        recipe: EmojiBenchRecipe,
+        run: RunFolder,
+        evaluator: Evaluator,
+        processes: Processes,
+        guard: InterruptGuard,
+    ) -> None:
+        self.recipe, self.folder, self.evaluator, self.processes = recipe, run, evaluator, processes
         self.items: dict[str, list[Example]] = {split: bench_items(split, recipe.items) for split in recipe.splits}
         self.measured: dict[str, dict[str, Measured]] = {split: {} for split in recipe.splits}
         self.shapes: dict[str, dict[str, np.ndarray]] = {split: {} for split in recipe.splits}
@@ -119,85 +131,78 @@ class _Bench:
             rows = [name] if len(paths) == 1 else [f"{name} {number}" for number in range(1, len(paths) + 1)]
             first = recipe.baselines and not self.members
             self.members[name] = [_Member(r, p, first and r == rows[0]) for r, p in zip(rows, paths, strict=True)]
+        checkpoints = {member.path for member in self._all_members()}
+        self.parts = BenchParts(recipe, checkpoints, evaluator, run.path / "results" / "cells", processes, guard)
 
-    def run(self) -> Result:
-        with ProgressBar(BENCHMARK, self._pictures()) as bar:
-            for name, members in self.members.items():
-                for member in members:
-                    self._policy(member, bar)
-                if len(members) > 1:
-                    self._join(name, members)
-        if self.recipe.baselines and not self.members:
-            self._baselines(None)
+    def run(self) -> Result | None:
+        """None in all processes but the first."""
+        members = self._all_members()
+        if len(self.recipe.guidance) > 1:
+            self.parts.make("guidance", [(member.path, part) for member in members for part in self._sweep()])
+        for member in members:
+            self.scales[member.row] = self._scale(member)
+        self.parts.make("policies", [(member.path, part) for member in members for part in self._tests(member)])
+        if not self.processes.first:
+            return None
+        for name, several in self.members.items():
+            for member in several:
+                self._gather(member)
+            if len(several) > 1:
+                self._join(name, several)
+        if self.recipe.baselines:
+            self._baselines()
         for split in self.recipe.splits:
             self._gallery(split)
         return self._result()
 
-    def _pictures(self) -> int:
-        """How many pictures the policies draw in all."""
-        each, policies = self.recipe.items, sum(map(len, self.members.values()))
-        sweep = each * len(self.recipe.guidance) if len(self.recipe.guidance) > 1 else 0
-        tests = each * len(self.recipe.splits) * (len(self.recipe.seeds) + 1)
-        only_text = each * len(self.recipe.splits) * len(self.recipe.seeds) if self.recipe.baselines else 0
-        return (sweep + tests) * policies + (only_text if policies else 0)
+    def _all_members(self) -> list[_Member]:
+        return [member for several in self.members.values() for member in several]
 
-    def _policy(self, member: _Member, bar: ProgressBar) -> None:
-        from mentor_base.checkpoint import load_policy
+    def _sweep(self) -> list[Part]:
+        """Every scale, with one sampling seed."""
+        return [Part("subject", SWEEP_SPLIT, self.recipe.seeds[0], scale) for scale in self.recipe.guidance]
 
-        model, processor = load_policy(member.path)
-        identity = f"{fingerprint(member.path)}/{fingerprint(self.recipe.evaluator)}"
-        store = CellStore(self.folder.path / "results" / "cells", identity, self.guard)
-        common: dict[str, Any] = {
-            "items": self.recipe.items,
-            "temperature": self.recipe.temperature,
-            "batch": self.recipe.batch,
-        }
-        shared: dict[str, Any] = {"name": member.row, "cells": store, "progress": bar, **common}
-        scale = self._scale(member.row, model, processor, shared)
+    def _tests(self, member: _Member) -> list[Part]:
+        """At the member's own scale: every split with every seed, and the shapes with one."""
+        scale, parts = self.scales[member.row], []
         for split in self.recipe.splits:
-            at = {"split": split, "seeds": self.recipe.seeds, "guidance": scale, **shared}
-            self.measured[split][member.row] = bench_policy(model, processor, self.evaluator, **at)
-            self.shapes[split][member.row] = self._shapes(model, processor, split, scale, store, common)
-            bar.advance(self.recipe.items, note=f"{member.row} {split} shapes")
+            parts += self._asked("subject", split, scale)
+            parts.append(self._of_shapes(split, scale))
             if member.with_baselines:
-                blind = bench_policy(model, processor, self.evaluator, with_reference=False, **at)
-                self.measured[split][f"text only ({member.row})"] = blind
-        if member.with_baselines:
-            self._baselines(model)
+                parts += self._asked("text only", split, scale)
+        return parts
 
-    def _scale(self, name: str, model: Any, processor: Any, shared: Mapping[str, Any]) -> float:
-        """The policy's best guidance scale on the val split, one sampling seed."""
+    def _asked(self, asks: Literal["subject", "text only"], split: Split, scale: float) -> list[Part]:
+        return [Part(asks, split, seed, scale) for seed in self.recipe.seeds]
+
+    def _of_shapes(self, split: Split, scale: float) -> Part:
+        return Part("shapes", split, self.recipe.seeds[0], scale)
+
+    def _scale(self, member: _Member) -> float:
+        """The policy's best guidance scale on the val split."""
         scales = self.recipe.guidance
-        if len(scales) > 1:
-            at = {"split": SWEEP_SPLIT, "seeds": self.recipe.seeds[:1], **shared}
-            sweep = {s: bench_policy(model, processor, self.evaluator, guidance=s, **at) for s in scales}
-            self.sweeps[name] = {f"{s:g}": _point(measured) for s, measured in sweep.items()}
-            self.scales[name] = best_guidance(sweep)
-        else:
-            self.scales[name] = scales[0]
-        return self.scales[name]
+        if len(scales) == 1:
+            return scales[0]
+        sweep = {part.guidance: self.parts.measured(member.path, [part]) for part in self._sweep()}
+        self.sweeps[member.row] = {f"{scale:g}": _point(measured) for scale, measured in sweep.items()}
+        return best_guidance(sweep)
 
-    def _shapes(
-        self,
-        model: Any,
-        processor: Any,
-        split: str,
-        scale: float,
-        store: CellStore,
-        common: Mapping[str, Any],
-    ) -> np.ndarray:
-        key = {"split": split, "task": "shapes", "scale": scale, **common}
-        cell = store.get(key)
-        if cell is None:
-            scores = shapes_score(model, processor, split=split, seed=self.recipe.seeds[0], guidance=scale, **common)
-            cell = Cell({"shapes": scores}, ())
-            store.put(key, cell)
-        store.check_interrupt()
-        return cell.columns["shapes"]
+    def _gather(self, member: _Member) -> None:
+        path, scale = member.path, self.scales[member.row]
+        for split in self.recipe.splits:
+            rows = self.measured[split]
+            rows[member.row] = self.parts.measured(path, self._asked("subject", split, scale))
+            self.shapes[split][member.row] = self.parts.cell(path, self._of_shapes(split, scale)).columns["shapes"]
+            if member.with_baselines:
+                blind = self._asked("text only", split, scale)
+                rows[f"text only ({member.row})"] = self.parts.measured(path, blind)
 
-    def _baselines(self, model: Any) -> None:
+    def _baselines(self) -> None:
+        """With the tokenizer of the first policy, where there is one."""
+        first = next(iter(self._all_members()), None)
+        tokenizer = None if first is None else load_tokenizer_of(first.path)
         for split, examples in self.items.items():
-            self.measured[split] |= baseline_rows(examples, self.evaluator, model)
+            self.measured[split] |= baseline_rows(examples, self.evaluator, tokenizer)
 
     def _join(self, name: str, members: list[_Member]) -> None:
         for split, rows in self.measured.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from mentor_base.batch_split import launched_processes
+from mentor_base.batch_split import launched_processes, launched_rank
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=14)  # of the processes that are done with their share; torchrun ends them when one fails
@@ -26,14 +26,13 @@ class Processes:
     @classmethod
     def join(cls) -> Processes:
         """This process, in touch with the others where torchrun started several."""
-        rank, local = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
         count = launched_processes()
         if count > 1:
             from torch import distributed
 
             if not distributed.is_initialized():
                 distributed.init_process_group("gloo", timeout=PATIENCE)
-        return cls(rank, count, local)
+        return cls(launched_rank(), count, int(os.environ.get("LOCAL_RANK", "0")))
 
     @property
     def first(self) -> bool:

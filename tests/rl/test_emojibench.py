@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mentor_base.data.atlas import Atlas
@@ -167,24 +172,32 @@ def test_evaluator_files_are_strict(untrained_evaluator: Path, tmp_path: Path) -
         Evaluator.load(broken)
 
 
-def test_a_bench_stops_between_cells_and_goes_on(
+def short_bench(run: Path, evaluator: Path, policies: dict[str, Any]) -> EmojiBenchRecipe:
+    return EmojiBenchRecipe(
+        kind="evaluate",
+        run=str(run),
+        benchmark="emojibench",
+        policies=policies,
+        evaluator=str(evaluator),
+        splits=("unseen_subjects",),
+        items=3,
+        seeds=(0, 1),
+        guidance=(1.0, 2.0),
+    )
+
+
+def test_a_bench_stops_between_parts_and_goes_on(
     untrained_evaluator: Path,
     random_policy: Path,
     other_policy: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Interrupted in the first test split: a second call draws only what is missing, and ends as an unbroken one."""
-    recipe = EmojiBenchRecipe(
-        kind="evaluate",
-        run=str(tmp_path / "run"),
-        benchmark="emojibench",
+    """SIGTERM at the third part: a second call draws only what is missing, and ends as an unbroken one."""
+    recipe = short_bench(
+        tmp_path / "run",
+        untrained_evaluator,
         policies={"before": str(random_policy), "after": (str(random_policy), str(other_policy))},
-        evaluator=str(untrained_evaluator),
-        splits=("unseen_subjects",),
-        items=3,
-        seeds=(0, 1),
-        guidance=(1.0, 2.0),
     )
     from mentor_base import generate
 
@@ -192,21 +205,17 @@ def test_a_bench_stops_between_cells_and_goes_on(
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         drawn.append(kwargs["seed"])
+        if len(drawn) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
         return draw(*args, **kwargs)
 
     monkeypatch.setattr(generate, "draw", counting)
     run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
-
-    def stop(store: CellStore) -> None:
-        if len(drawn) == 3:
-            raise Interrupted("now")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CellStore, "check_interrupt", stop)
-        with pytest.raises(Interrupted, match="goes on"):
-            evaluate(recipe, run)
+    with pytest.raises(Interrupted, match="goes on"):
+        evaluate(recipe, run)
     before_resume = len(drawn)
     result = evaluate(recipe, run)
+    assert result is not None
     # Per checkpoint, one of which has two names: two scales on val, two seeds, shapes; the text-only row has two seeds.
     assert before_resume == 3
     assert len(drawn) == 2 * (2 + 2 + 1) + 2
@@ -227,6 +236,36 @@ def test_a_bench_stops_between_cells_and_goes_on(
     assert "| after | unseen subjects | " in changes_markdown(result)
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
+
+
+@pytest.mark.slow
+def test_two_processes_deal_out_the_parts_and_make_the_result_of_one(
+    untrained_evaluator: Path, random_policy: Path, other_policy: Path, tmp_path: Path
+) -> None:
+    """Each draws half of the parts; the first makes the tables, and says them once. A second call shows them again."""
+    policies = {"before": str(random_policy), "after": str(other_policy)}
+    recipe = short_bench(tmp_path / "alone", untrained_evaluator, policies)
+    alone = evaluate(recipe, RunFolder.open(recipe.run, recipe.model_dump(mode="json")))
+    assert alone is not None
+    file = tmp_path / "bench.yaml"
+    settings = {**recipe.model_dump(mode="json"), "run": str(tmp_path / "pair")}
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for _ in range(2):
+        done = subprocess.run(
+            [*launch, "-m", "mentor_rl", "evaluate", str(file)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("change from before") == 1
+    pair = Result.read(tmp_path / "pair/results/emojibench.json")
+    assert pair.per_item == alone.per_item
+    assert pair.details == alone.details
+    cells = sorted(path.name for path in (tmp_path / "alone/results/cells").iterdir())
+    assert sorted(path.name for path in (tmp_path / "pair/results/cells").iterdir()) == cells
 
 
 def test_an_evaluator_that_cannot_tell_subjects_refuses() -> None:
