@@ -75,6 +75,7 @@ class JudgeReward(AsyncReward):
         if backend == "local":
             self.spec = replace(self.spec, network=False, deterministic=True)
         self._judge: JudgeBackend | None = None
+        self._checked: JudgeClient | None = None  # its server has answered check_server, and load has not taken it yet
         self._answers: JudgeCache | None = None
         self._server: JudgeServer | None = None
 
@@ -86,18 +87,26 @@ class JudgeReward(AsyncReward):
 
             self._judge = LocalJudge(self.model, device, dtype)
             return
-        self.check_server()
         if self.serve is not None:
             self._server = shared_server(self.serve, self.model)
-        self._judge = self._client(self._server.url if self._server is not None else self.url)
+            self._judge = self._client(self._server.url)
+            return
+        if self._checked is None:
+            self.check_server()
+        self._judge, self._checked = self._checked, None
 
     def check_server(self) -> None:
-        """Whether the server of the option ``url`` answers; what ``load`` launches or reads is left to it."""
-        if self.url is not None:
-            self._client(self.url).check_server()
+        """Whether the server of the option ``url`` answers; what ``load`` launches or reads is left to it.
 
-    def _client(self, url: str | None) -> JudgeClient:
-        assert url is not None, "the constructor has looked"
+        Every call asks anew; the next ``load`` asks again only if none has been answered.
+        """
+        self._checked = None
+        if self.url is not None:
+            client = self._client(self.url)
+            client.check_server()
+            self._checked = client
+
+    def _client(self, url: str) -> JudgeClient:
         key = api_key(self.api_key_env)
         return JudgeClient(url, self.model, key, self.concurrency, self.timeout, self.retries, self.backoff)
 
@@ -106,7 +115,7 @@ class JudgeReward(AsyncReward):
         for opened in (self._judge, self._answers, self._server):
             if opened is not None:
                 opened.close()
-        self._judge, self._answers, self._server = None, None, None
+        self._judge, self._checked, self._answers, self._server = None, None, None, None
 
     async def ascore(self, batch: RewardBatch) -> RewardOutput:
         """Verdicts of all pictures at once; the client bounds what is under way.

@@ -281,6 +281,25 @@ def test_a_server_without_a_list_of_models_is_there_all_the_same(listing: Reply)
         QwenVlT2i(url=stub.url, model="judge").check_server()
 
 
+def test_load_asks_for_the_models_only_where_no_check_was_answered() -> None:
+    with JudgeStub(in_turn(scores())) as stub:
+        composite = Composite({"judge": RewardEntry(use="qwen_vl_t2i", options={"url": stub.url, "model": "judge"})})
+        composite.check_servers()
+        with composite:
+            assert stub.listings == 1
+            assert composite.score(batch_of(1)).raw["judge"] == [3.0]
+        composite.check_servers()  # a fresh check is a fresh question
+        assert stub.listings == 2
+        stub.listing = fails(503, "loading")
+        with pytest.raises(RewardError, match="503"):
+            composite.check_servers()
+        with pytest.raises(RewardError, match="503"):
+            composite.load()  # the earlier answer does not count any more
+        stub.listing = offers("judge")
+        with composite:
+            assert stub.listings == 5
+
+
 def test_contract() -> None:
     with JudgeStub(in_turn(scores())) as stub:
         check_reward(lambda: QwenVlT2i(url=stub.url), sample_batch(count=3))

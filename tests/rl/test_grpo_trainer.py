@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from mentor_rl.objective import group_advantages, grpo_loss
 from mentor_rl.recipe import GrpoRecipe
 from mentor_rl.trainer import MentorGRPOTrainer
 from mentor_rl.trl_arguments import FORCED, check_arguments
+
+sys.path.append(str(Path(__file__).parents[1] / "rewards"))
+from judge_server_stub import JudgeStub, in_turn, says
 
 TWO_REWARDS = {
     "brightness": {"use": f"{HERE}:Brightness", "weight": 0.5},
@@ -291,6 +295,18 @@ def test_a_dead_judge_is_noticed_before_the_policy_is_read(policy, tmp_path, mon
         RewardError, match=r"reward 'vlm': the judge at http://127.0.0.1:1/v1: expected .*no connection"
     ):
         run_recipe(toy_recipe(policy, tmp_path / "run", rewards={"vlm": judge}))
+
+
+def test_a_run_asks_its_judges_server_once_before_it_scores(policy, tmp_path, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise InterruptedError("policy and rewards are loaded")
+
+    monkeypatch.setattr(grpo_run, "build_trainer", stop)
+    with JudgeStub(in_turn(says("not asked"))) as stub:
+        judge = {"use": "qwen_vl_t2i", "options": {"url": stub.url, "model": "judge"}}
+        with pytest.raises(InterruptedError):
+            run_recipe(toy_recipe(policy, tmp_path / "run", rewards={"vlm": judge}))
+    assert (stub.listings, stub.bodies) == (1, [])
 
 
 def test_pictures_that_processes_cannot_share_evenly(policy, tmp_path) -> None:
