@@ -35,7 +35,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     elif isinstance(recipe, EmojiBenchRecipe):
         from mentor_rl.evaluate.emojibench_run import evaluate
 
-        result = evaluate(recipe, open_run(recipe))
+        result = evaluate(recipe, open_run(recipe, PASSING))
     else:
         from mentor_rewards.contract import Served
 

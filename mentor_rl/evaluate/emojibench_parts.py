@@ -41,7 +41,7 @@ class BenchParts:
         guard: InterruptGuard,
     ) -> None:
         self.evaluator, self.folder, self.processes, self.guard = evaluator, folder, processes, guard
-        self.items = recipe.items
+        self.device, self.items = processes.device(recipe.device), recipe.items
         self.drawing: dict[str, Any] = {"items": recipe.items, "temperature": recipe.temperature, "batch": recipe.batch}
         judge = fingerprint(recipe.evaluator)
         self.cells = {path: CellStore(folder, f"{fingerprint(path)}/{judge}") for path in checkpoints}
@@ -58,7 +58,8 @@ class BenchParts:
         with ProgressBar(f"{BENCHMARK}: {label}", len(left) * self.items, quiet=not self.processes.first) as bar:
             for path, part in left:
                 if policy is None or held != path:
-                    held, policy = path, load_policy(path)
+                    model, processor = load_policy(path)
+                    held, policy = path, (model.to(self.device), processor)
                 self.cells[path].put(self._key(part), draw_part(*policy, self.evaluator, part, **self.drawing))
                 bar.advance(self.items, note=f"{path}: {part.asks}, {part.split}, guidance {part.guidance:g}")
                 if self.guard.requested:

@@ -40,6 +40,7 @@ class EvaluateRecipe(Common):
 
     kind: Literal["evaluate"]
     benchmark: str
+    device: str | None = Field(None, description="default: the process's own GPU, cpu where there is none")
 
 
 class EmojiBenchRecipe(EvaluateRecipe):
@@ -74,7 +75,6 @@ class PictureRecipe(EvaluateRecipe):
     incomplete: Literal["refuse", "score"] = Field(
         "refuse", description="score: with missing pictures or scores too, and a lower bound that counts them as 0"
     )
-    device: str | None = Field(None, description="default: the process's own GPU, cpu where there is none")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="of the policies")
 
     @model_validator(mode="after")
