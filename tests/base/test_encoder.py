@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from policies import (
     shared_policy,
     small_policy,
 )
+from torch.nn import functional as F
 
 from mentor_base.errors import UserError
 from mentor_base.interchange.importing import import_mentor
@@ -51,6 +53,24 @@ def test_equals_mentor() -> None:
     logits = model(mode="hidden", prefix=prefix, tokens=tokens) @ model.head_weight().T
     np.testing.assert_allclose(logits.numpy(), expected["logits"], atol=1e-4)
     assert model(mode="loss", **inputs, tokens=tokens).loss.item() == pytest.approx(float(expected["loss"]), abs=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "hidden", "activation"),
+    [({}, 24, F.gelu), ({"connector_activation": "silu", "connector_width": 40}, 40, F.silu)],
+    ids=["code", "paper"],
+)
+def test_both_forms_of_the_mlp_connector(options: dict[str, Any], hidden: int, activation: Any) -> None:
+    """The width of the text encoder, 24, with GELU in MENTOR's code; another one with SiLU in its paper."""
+    connector = small_policy(**CLIP, **options)[0].encoder.connector
+    assert set(connector.state_dict()) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    first, second = connector.fc1, connector.fc2
+    assert (first.weight.shape, second.weight.shape) == ((hidden, 32), (24, hidden))
+    first.bias.normal_()
+    features = torch.randn(2, 16, 32)
+    expected = activation(features @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(connector(features), expected)
 
 
 @torch.no_grad()

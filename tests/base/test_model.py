@@ -20,7 +20,17 @@ from mentor_base.images import to_pixels
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import PolicyModel
 
-MILLIONS = {"B": 112, "L": 345, "XL": 778, "XXL": 1410, "3B": 3110, "7B": 6640}
+# Layers, heads, width, SwiGLU width, millions of parameters: gpt.py of LlamaGen, and counts of its t2i models.
+PUBLISHED = {
+    "B": (12, 12, 768, 2048, 112),
+    "L": (24, 16, 1024, 2816, 345),
+    "XL": (36, 20, 1280, 3584, 778),
+    "XXL": (48, 24, 1536, 4096, 1410),
+    "XXXL": (48, 40, 2560, 6912, 3900),
+    "1B": (22, 32, 2048, 5632, 1210),
+    "3B": (24, 32, 3200, 8704, 3110),
+    "7B": (32, 32, 4096, 11008, 6640),
+}
 
 
 def test_loss_is_the_mean_negative_log_likelihood() -> None:
@@ -86,14 +96,22 @@ def test_what_trl_and_transformers_ask_of_a_model() -> None:
     assert not model.accepts_loss_kwargs
 
 
-@pytest.mark.parametrize("size", sorted(MILLIONS))
+@pytest.mark.parametrize("size", PUBLISHED)
 def test_decoders_have_the_published_sizes(size: str) -> None:
+    layers, heads, width, inner, millions = PUBLISHED[size]
     config = MentorConfig.of_size(size, context_length=120)
+    assert (config.num_hidden_layers, config.num_attention_heads) == (layers, heads)
+    assert (config.hidden_size, config.intermediate_size) == (width, inner)
     with torch.device("meta"):
         decoder = MentorForConditionalGeneration(config).decoder
     count = sum(p.numel() for p in decoder.parameters()) / 1e6
-    assert count == pytest.approx(MILLIONS[size], rel=0.01)
+    assert count == pytest.approx(millions, rel=0.01)
     assert (config.image_tokens, config.picture_slots) == (1024, 256)
+
+
+def test_pictures_of_256_and_512_pixels() -> None:
+    grids = [MentorConfig.of_size("B", **{"vq_config.image_size": side}).grid for side in (256, 512)]
+    assert grids == [16, 32]
 
 
 def test_deviations_are_off_at_full_size() -> None:
@@ -125,7 +143,7 @@ def test_bad_options_are_named(options: dict[str, object], message: str) -> None
 
 
 def test_sizes_that_need_pretrained_weights_are_not_built_at_random() -> None:
-    assert set(SIZES) >= {"tiny", *MILLIONS}
+    assert set(SIZES) == {"tiny", *PUBLISHED}
     with pytest.raises(UserError, match="expected one of tiny to train from scratch, found 'XL'"):
         build_policy(PolicyModel(size="XL"), shared_policy()[0].vq, CORPUS)
     with pytest.raises(UserError, match="unknown size 'XXML'"):
