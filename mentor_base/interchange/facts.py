@@ -24,16 +24,18 @@ from mentor_base.interchange.weight_files import WeightFile, read_weights
 from mentor_base.vq import VQConfig
 
 PREFIX_ROTATION = {"gpt": "zero", "gpt-zero-fix": "identity", "gpt-empty-fix": "identity"}  # MENTOR's argument --fix
-PARTS_OF_REFERENCE = {"vision_tower": "clip", "connector": "mlp", "factorised_codebook": False}
+PARTS_OF_LLAMAGEN = {"vision_tower": "clip", "factorised_codebook": False}  # its connector is yet to be trained
+PARTS_OF_MENTOR = {**PARTS_OF_LLAMAGEN, "connector": "mlp"}
 MARKS = ("decoder.embedding.weight", "decoder.blocks.0.qkv.weight", "decoder.norm.weight")  # of any decoder
 DECIDED = ("vq_config", "t5_config", "clip_config", "vocab_size", "placeholder_id", "context_length", "size")
+GUIDES = ("qformer_config.vocab_size", "qformer_config.pad_token_id")  # the text tokenizer's: guides are its texts too
 
 
 def policy_config(
     file: WeightFile, layout: Layout, options: ImportOptions, vq: VQConfig, text: Any, report: ImportReport
 ) -> MentorConfig:
     for name in options.options:
-        if name.partition(".")[0] in DECIDED:
+        if name.partition(".")[0] in DECIDED or name in GUIDES:
             raise UserError(f"--option {name}: expected no value, the sources or another option decide it")
     fields: dict[str, Any] = {
         "prefix_rotation": _prefix_rotation(file, layout, options, report),
@@ -47,9 +49,11 @@ def policy_config(
         fields["t5_config"] = _part_config(T5Config, options.text_encoder, "--text-encoder")
     if options.vision is not None:
         fields["clip_config"] = _part_config(CLIPVisionConfig, options.vision, "--vision")
+    if options.options.get("connector") == "query":
+        fields |= dict(zip(GUIDES, (len(text), text.pad_token_id), strict=True))
     report.choices |= {f"option {name}": str(value) for name, value in options.options.items()}
     config = MentorConfig.of_size(_size(file, layout, options, report), **fields)
-    for name, expected in PARTS_OF_REFERENCE.items():
+    for name, expected in (PARTS_OF_LLAMAGEN if layout is LLAMAGEN else PARTS_OF_MENTOR).items():
         if getattr(config, name) != expected:
             raise UserError(f"--option {name}: expected {expected!r}, as {layout.title} has it")
     return config

@@ -1,7 +1,7 @@
 """Checkpoints of others as folders of ours: LlamaGen t2i, MENTOR, VQ-16, and our own with changes.
 
 A MENTOR checkpoint holds decoder and multimodal encoder; a LlamaGen checkpoint the decoder alone, so that T5 and CLIP
-come from transformers folders and the connector is new. Neither holds the image tokenizer or the text tokenizer.
+come from transformers folders and the connector is new: an MLP, or queries with ``connector=query`` among the options. Neither holds the image tokenizer or the text tokenizer.
 What the weights do not say (image size, rotation of the prefix, rows of the unconditional table) is taken from the
 arguments that MENTOR stores, or asked for, and stands in the report either way.
 
@@ -11,7 +11,6 @@ tail, so that most of them are never seen; here ``keep_rows`` says where they go
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -156,8 +155,8 @@ def _policy(
     tensors = _collect(plan, _contributions(kind, file, options, vq), rows, report)
     _add_fresh_connector(plan, tensors, options.seed, report)
     tensors["decoder.uncond"] = _fitted_rows(tensors["decoder.uncond"], config, options, report)
-    queried = config.connector == "query"  # our own format alone has it
-    guides = MentorProcessor.from_pretrained(path).guide_tokenizer if queried else None
+    own_guides = kind == "hf" and config.connector == "query"
+    guides = MentorProcessor.from_pretrained(path).guide_tokenizer if own_guides else text
     return config, tensors, MentorProcessor.of(config, text, guides)
 
 
@@ -204,9 +203,10 @@ def _add_fresh_connector(plan: Blueprint, tensors: dict[str, Pieces], seed: int,
     wanted = [name for name in plan.below("encoder.connector.") if name not in tensors]
     if not wanted:
         return
-    connector = copy.deepcopy(plan.model.encoder.connector).to_empty(device="cpu")
+    encoder = plan.model.encoder
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
+        connector = type(encoder.connector)(plan.model.config, encoder.vision.width)
         connector.apply(plan.model._init_weights)
     state = connector.state_dict()
     for name in wanted:

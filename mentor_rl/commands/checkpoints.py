@@ -105,7 +105,8 @@ def show(report: ImportReport) -> None:
     for title, lines in (("chosen", choices), ("freshly initialised", fresh), ("left out", report.left_out)):
         if lines:
             console.print(f"[bold]{title}[/bold]")
-            for line in lines[:LISTED] if title == "left out" else lines:
+            listed = lines if title == "chosen" else lines[:LISTED]
+            for line in listed:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
-            if title == "left out" and len(lines) > LISTED:
-                console.print(f"  and {len(lines) - LISTED} more, all in import.json")
+            if len(lines) > len(listed):
+                console.print(f"  and {len(lines) - len(listed)} more, all in import.json")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mini_reference import ARGUMENTS, ROWS, Mini
-from policies import SMALL_VQ, fixture, formula_weight, reference_config
+from policies import SMALL_VQ, fixture, formula_weight, picture, reference_config
 from safetensors.torch import load_file, save_file
 
 from mentor_base.checkpoint import load_policy, load_vq
@@ -103,6 +103,35 @@ def test_llamagen_with_t5_and_clip_starts_mentor_training(mini: Mini, tmp_path: 
     assert first == same != other
     connector = load_file(outs[0] / "model.safetensors")["encoder.connector.fc2.weight"]
     assert connector.std().item() == pytest.approx(0.02, rel=0.2)
+
+
+def test_llamagen_may_start_with_a_query_connector(mini: Mini, tmp_path: Path) -> None:
+    query = {"connector": "query", "queries": 3, "qformer_config.num_hidden_layers": 1}
+    query |= {"qformer_config.hidden_size": 12, "qformer_config.intermediate_size": 12}
+    source, options = mini.save({"model": mini.llamagen}), llamagen_options(mini, options=query)
+    files = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        report = import_checkpoint(source, "llamagen", tmp_path / name, options)
+        files.append((tmp_path / name / "model.safetensors").read_bytes())
+    assert files[0] == files[1], "the seed decides what is new"
+    model, processor = load_policy(tmp_path / "a")
+    connector = model.encoder.connector.state_dict()
+    assert {line.partition(" [")[0] for line in report.fresh} == {f"encoder.connector.{name}" for name in connector}
+    for name, value in connector.items():
+        if "norm" in name.lower():
+            assert torch.equal(value, torch.full_like(value, float(name.endswith("weight")))), name
+    assert connector["queries"].std().item() == pytest.approx(0.02, rel=0.3)
+    assert processor.picture_slots == 3
+    prompt = Prompt("<image> fox <image>", (picture(1), picture(2)), subject="fox")
+    assert (processor([prompt])["input_ids"] == processor.placeholder_id).sum() == 6
+    assert len(draw(model, processor, [prompt]).images) == 1
+    for wrong, line in (
+        ({"connector": "queri"}, "connector: expected one of mlp, query, found 'queri'"),
+        ({**query, "qformer_config.vocab_size": 9}, "--option qformer_config.vocab_size: expected no value"),
+    ):
+        with pytest.raises(UserError, match=line):
+            import_checkpoint(source, "llamagen", tmp_path / "x", llamagen_options(mini, options=wrong))
 
 
 def test_the_unconditional_table_grows_where_it_is_told(mini: Mini) -> None:
