@@ -6,8 +6,8 @@ can check: the pixels of exactly a claimed colour (mixed ones are edges), as 8-c
 (smaller ones are tips), are its shapes: their number, their centres, and (up to rasterisation) their form.
 
 Places are thirds of the picture: "top left" means that the centre of the shape's bounding box lies in the left and the
-upper third (POSITIONS). A relation ("left of", "above") compares bounding-box centres: they differ by at least
-RELATION_GAP pixels along the named axis.
+upper third (POSITIONS). A relation ("left of", "above") compares bounding-box centres: along the named axis they differ
+by a shape's side and GAP pixels at least.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ POSITIONS: dict[str, tuple[int, int]] = {
 }  # fmt: skip
 RELATIONS: dict[str, tuple[int, int]] = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 GAP = 3
-RELATION_GAP = 16
 HELD_OUT_SHARE = 150  # of a thousand (shape, colour) pairs, never drawn in train and val
 _OVERSAMPLING = 4
 

@@ -38,7 +38,6 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 PER_CLASS = 16
-PICTURES_A_PROMPT = 4
 PROMPTS_FILE = "evaluation_metadata.jsonl"
 _SHRINK, _REACH = 0.1, 0.5
 # COCO's 80 classes in COCO's order, by GenEval's names: it says "computer mouse" (COCO: mouse), "tv remote" (remote)
