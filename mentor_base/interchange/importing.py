@@ -1,9 +1,10 @@
 """Checkpoints of others as folders of ours: LlamaGen t2i, MENTOR, VQ-16, and our own with changes.
 
 A MENTOR checkpoint holds decoder and multimodal encoder; a LlamaGen checkpoint the decoder alone, so that T5 and CLIP
-come from transformers folders and the connector is new: an MLP, or queries with ``connector=query`` among the options. Neither holds the image tokenizer or the text tokenizer.
-What the weights do not say (image size, rotation of the prefix, rows of the unconditional table) is taken from the
-arguments that MENTOR stores, or asked for, and stands in the report either way.
+come from transformers folders and the connector is new: an MLP, or queries with ``connector=query`` among the options.
+Neither holds the image tokenizer or the text tokenizer. What the weights do not say (image size, rotation of the
+prefix, rows of the unconditional table) is taken from the arguments that MENTOR stores, or asked for, and stands in
+the report either way.
 
 Against MENTOR: it copies LlamaGen's 120 unconditional rows to the front of 512 although its left padding reads the
 tail, so that most of them are never seen; here ``keep_rows`` says where they go.
