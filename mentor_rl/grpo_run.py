@@ -83,15 +83,12 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     local = pictures_per_process(recipe, launched_processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
-    asked = some_prompts(recipe, world)
-    check_rewards(rewards, asked)
-    rewards.check_servers()
+    rewards.check_servers()  # remote rewards say now what they need
+    check_rewards(rewards, some_prompts(recipe, world))
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next
     with rewards as composite, InterruptGuard() as guard:
-        check_rewards(composite, asked)  # again: remote rewards have said now what they need
-        del asked  # its pictures
         trainer = build_trainer(recipe, run, args, policy, processor, composite, world, guard)
         if recipe.monitoring.best is not None:
             best = BestPolicy(run, recipe.monitoring.best) if trainer.is_world_process_zero() else None

@@ -104,7 +104,7 @@ class Composite:
         try:
             for name, entry in self.entries.items():
                 guarded(name, "load", self.rewards[name].load, entry.device, entry.dtype)
-                _check_direction(name, entry, self.rewards[name].spec)  # a remote reward learns its spec in load
+                _check_direction(name, entry, self.rewards[name].spec)  # a remote reward may have learnt its spec here
         except BaseException:
             self.unload()
             raise
@@ -115,6 +115,7 @@ class Composite:
         for name, reward in self.rewards.items():
             if isinstance(reward, Served):
                 guarded(name, "check_server", reward.check_server)
+                _check_direction(name, self.entries[name], reward.spec)  # a remote reward knows its spec now
 
     def unload(self) -> None:
         """Free what ``load`` took. A reward still in a call that ran past its timeout keeps its weights."""

@@ -3,7 +3,8 @@
     rewards:
       hpsv2: {use: remote, options: {url: "http://127.0.0.1:8765", reward: hpsv2}, timeout: 900}
 
-What the reward needs, its range, version and checksums are read from the server by ``load``. Every answer says which
+What the reward needs, its range, version and checksums are read from the server by ``check_server``, or by ``load``
+where nobody has called that before. Every answer says which
 reward gave it: when a server comes back with another version or other weights, the run stops.
 
 A refused or broken connection, a time-out and 5xx are tried again for ``patience`` seconds, so a run outlives a restart
@@ -48,9 +49,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Unanswered:
-    """Why there is no answer."""
+    """Why there is no answer; ``refused``: by a fault of the settings, which no second try mends."""
 
     reason: str
+    refused: bool = False
 
 
 class Remote(AsyncReward):
@@ -75,36 +77,54 @@ class Remote(AsyncReward):
             token_env: environment variable with the server's token.
             timeout: seconds for one try.
             patience: seconds in which tries are begun while the server does not answer.
-            startup: the same for ``load``.
+            startup: the same for ``check_server`` and ``load``.
             send_step: False: the reward sees step 0, so that trainers at different steps can be scored together.
         """
         self.url, self.reward, self.send_step = _checked_url(url), reward, send_step
         self.token_env, self.timeout, self.patience, self.startup = token_env, timeout, patience, startup
+        self._offered: Listed | None = None  # found by check_server, and not taken by load yet
         self._listed: Listed | None = None
         self._max_body = 0
         self._client_options: dict[str, Any] = {}
 
-    def load(self, device: str, dtype: str) -> None:
-        """Read the reward's spec from the server, waiting ``startup`` seconds for it; device and dtype are its own."""
+    def check_server(self) -> None:
+        """Read the reward's spec from the server, waiting ``startup`` seconds for it.
+
+        Every call asks anew; the next ``load`` asks again only if none has been answered.
+
+        Raises:
+            RewardError: no such server, one that refuses the token, or one without this reward.
+        """
+        self._offered = None
         self._client_options = self._options()
         with ThreadPoolExecutor(1) as outside:  # the caller may be inside an event loop, as in a notebook
             answer = outside.submit(lambda: asyncio.run(self._ask("GET", "/rewards", None, self.startup))).result()
         if isinstance(answer, _Unanswered):
-            raise RewardError(f"reward server {self.url}: {answer.reason}")
+            raise self._unusable(answer.reason)
         try:
             listing = decode_listing(answer)
         except WireFault as fault:
-            raise RewardError(f"reward server {self.url}: expected a list of rewards: {fault}") from fault
+            raise self._unusable(f"a reply that is no list of rewards ({fault})") from fault
         if self.reward not in listing.rewards:
-            raise RewardError(
-                f"reward server {self.url}: no reward '{self.reward}'; {nearest(self.reward, listing.rewards)}"
-            )
-        self._listed, self._max_body = listing.rewards[self.reward], listing.max_body
-        self.spec = replace(self._listed.spec, network=True)
+            raise self._unusable(f"others; {nearest(self.reward, listing.rewards)}")
+        self._offered, self._max_body = listing.rewards[self.reward], listing.max_body
+        self.spec = replace(self._offered.spec, network=True)
+
+    def _unusable(self, found: str) -> RewardError:
+        return RewardError(
+            f"reward server {self.url}: expected one that serves the reward '{self.reward}', found {found}; "
+            "`mentor rewards serve RECIPE` starts one"
+        )
+
+    def load(self, device: str, dtype: str) -> None:
+        """Take what ``check_server`` found, or ask as it does; device and dtype are the server's business."""
+        if self._offered is None:
+            self.check_server()
+        self._listed, self._offered = self._offered, None
 
     def unload(self) -> None:
         """Forget the server."""
-        self._listed = None
+        self._listed = self._offered = None
 
     async def ascore(self, batch: RewardBatch) -> RewardOutput:
         """N raw scores of the server, or N times None with one reason.
@@ -122,6 +142,8 @@ class Remote(AsyncReward):
             return await self._in_halves(batch)
         answer = await self._ask("POST", "/score", body, self.patience)
         if isinstance(answer, _Unanswered):
+            if answer.refused:
+                raise RewardError(f"reward server {self.url}: {answer.reason}")
             return RewardOutput.missing(len(batch), f"reward server {self.url}: {answer.reason}")
         try:
             output, fingerprint = decode_answer(answer, self.reward, ids)
@@ -149,7 +171,7 @@ class Remote(AsyncReward):
         )
 
     async def _ask(self, method: str, path: str, body: bytes | None, patience: float) -> bytes | _Unanswered:
-        """The body of a 200, or why there is none after the last try. Raises RewardError for 4xx."""
+        """The body of a 200, or why there is none after the last try."""
         import httpx
 
         begun, tries = time.monotonic(), 0
@@ -161,6 +183,8 @@ class Remote(AsyncReward):
                 if isinstance(answer, bytes):
                     if tries > 1:
                         log.warning("reward server %s: answered after %d tries in %.1f s", self.url, tries, waited)
+                    return answer
+                if answer.refused:
                     return answer
                 if waited + wait > patience:
                     return _Unanswered(f"{answer.reason} ({tries} tries in {waited:.1f} s)")
@@ -181,10 +205,8 @@ class Remote(AsyncReward):
             return _Unanswered(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         if answer.status_code == httpx.codes.OK:
             return answer.content
-        line = f"{answer.status_code}: {_error_line(answer)}"
-        if answer.status_code >= 500 or answer.status_code in PASSING:
-            return _Unanswered(line)
-        raise RewardError(f"reward server {self.url}: {line}")
+        passing = answer.status_code >= 500 or answer.status_code in PASSING
+        return _Unanswered(f"{answer.status_code}: {_error_line(answer)}", refused=not passing)
 
     async def _what_changed(self, before: RewardSpec) -> str:
         """The line for a server that came back with another reward; says what is new where the server can be asked."""

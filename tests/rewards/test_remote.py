@@ -51,6 +51,8 @@ class Scripted:
 
     def __init__(self, *script: Callable[[dict[str, Any]], Answer]) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.listing: tuple[int, bytes] | None = None  # the answer to GET /rewards instead of the true one
+        self.listings = 0
         self._script = script
 
     def answer(self, request: dict[str, Any]) -> Answer:
@@ -65,8 +67,10 @@ def scripted(*script: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str,
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            server.listings += 1
             rewards = {"counting": listed(Counting.spec)}
-            self.reply(200, json.dumps({"format": FORMAT, "rewards": rewards, "max_body": 10**9}).encode())
+            true = 200, json.dumps({"format": FORMAT, "rewards": rewards, "max_body": 10**9}).encode()
+            self.reply(*(server.listing or true))
 
         def do_POST(self) -> None:
             answer = server.answer(json.loads(self.rfile.read(int(self.headers["content-length"]))))
@@ -94,6 +98,11 @@ def scripted(*script: Callable[[dict[str, Any]], Answer]) -> Iterator[tuple[str,
         http.shutdown()
         thread.join()
         http.server_close()
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def good(request: dict[str, Any], **changes: Any) -> tuple[int, bytes]:
@@ -181,10 +190,8 @@ def test_passing_faults_are_tried_again() -> None:
 
 
 def test_a_dead_server_costs_patience_and_then_the_scores() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with pytest.raises(RewardError, match=rf"reward server http://127.0.0.1:{port}: ConnectError.*\(\d+ tries in"):
-        score(f"http://127.0.0.1:{port}", startup=0.3)
+    with pytest.raises(RewardError, match=r"found ConnectError.*\(\d+ tries in"):
+        score(f"http://127.0.0.1:{closed_port()}", startup=0.3)
     with scripted(good) as (url, _):
         reward = Remote(url, "counting", patience=0.4)
         reward.load("cpu", "float32")
@@ -193,6 +200,52 @@ def test_a_dead_server_costs_patience_and_then_the_scores() -> None:
     assert output.scores == [None] * 3
     assert "ConnectError" in str(output.reasons[0])
     assert time.monotonic() - begun < 2.0
+
+
+def test_a_dead_server_is_found_by_the_check_before_any_work() -> None:
+    url = f"http://127.0.0.1:{closed_port()}"
+    composite = Composite({"far": RewardEntry(use="remote", options={"url": url, "reward": "x", "startup": 0.2})})
+    with pytest.raises(RewardError) as caught:
+        composite.check_servers()
+    assert re.fullmatch(
+        rf"reward 'far': reward server {url}: expected one that serves the reward 'x', found ConnectError: .* "
+        r"\(\d tries in 0\.\d s\); `mentor rewards serve RECIPE` starts one",
+        str(caught.value),
+    )
+
+
+@pytest.mark.parametrize(
+    ("listing", "found"),
+    [
+        ((404, b"<html>not here</html>"), "404: <html>not here</html>"),
+        ((200, b"<html>Welcome</html>"), r"a reply that is no list of rewards \(listing: Invalid JSON"),
+        ((200, b'{"format": 1, "rewards": {}, "max_body": 1}'), "others; none is known"),
+    ],
+)
+def test_a_server_of_something_else_is_refused_by_the_check(listing: tuple[int, bytes], found: str) -> None:
+    with scripted(good) as (url, server):
+        server.listing = listing
+        with pytest.raises(RewardError, match=f"{url}: expected one that serves the reward 'counting', found {found}"):
+            Remote(url, "counting", patience=20.0).check_server()
+        assert (server.listings, server.requests) == (1, [])
+
+
+def test_load_asks_for_the_rewards_only_where_no_check_was_answered() -> None:
+    with scripted(good) as (url, server):
+        composite = Composite({"far": RewardEntry(use="remote", options={"url": url, "reward": "counting"})})
+        composite.check_servers()
+        assert composite.specs["far"].name == "counting"
+        with composite:
+            assert composite.score(sample_batch(count=2)).raw["far"] == [0.5, 0.5]
+            assert server.listings == 1
+        with composite:
+            assert server.listings == 2
+        server.listing = (404, b"gone")
+        with pytest.raises(RewardError, match="found 404: gone"):
+            composite.check_servers()
+        server.listing = None
+        with composite:
+            assert server.listings == 4
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 413])
@@ -212,8 +265,9 @@ def test_another_version_after_a_restart_stops_the_run() -> None:
 def test_the_direction_of_a_served_reward_is_checked_once_it_is_known() -> None:
     with serving({"size": RewardEntry(use="jpeg_size")}) as url:
         entry = RewardEntry(use="remote", options={"url": url, "reward": "size"})
-        with pytest.raises(RewardError, match="reward 'far': lower is better, but scale"):
-            Composite({"far": entry}).load()
+        for known in (Composite({"far": entry}).load, Composite({"far": entry}).check_servers):
+            with pytest.raises(RewardError, match="reward 'far': lower is better, but scale"):
+                known()
 
 
 @pytest.mark.parametrize(
@@ -237,7 +291,7 @@ def test_unknown_names_and_missing_tokens(monkeypatch: pytest.MonkeyPatch) -> No
     entries = {"tint": RewardEntry(use="colour_match")}
     with serving(entries, Settings(port=0, token_env="TOKEN_OF_SERVER")) as url:
         for options, line in (
-            ({"token_env": "TOKEN_OF_SERVER", "reward": "tin"}, "no reward 'tin'; did you mean 'tint'?"),
+            ({"token_env": "TOKEN_OF_SERVER", "reward": "tin"}, "serves the reward 'tin', found others; did you mean 'tint'?"),
             ({"token_env": "TOKEN_OF_CLIENT"}, "401: authorization: expected 'Bearer'"),
             ({}, "401: authorization"),
             ({"token_env": "TOKEN_OF_NOBODY"}, "environment variable TOKEN_OF_NOBODY, found none"),
@@ -269,8 +323,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[str]:
 
 def test_a_run_survives_the_death_and_return_of_its_server(tmp_path: Path) -> None:
     (tmp_path / "served.yaml").write_text("rewards: {jpeg_size: {role: monitor}}\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = closed_port()
     batch = sample_batch(count=3)
     options = {"url": f"http://127.0.0.1:{port}", "reward": "jpeg_size", "patience": 60.0}
     entries = {

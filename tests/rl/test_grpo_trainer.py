@@ -12,7 +12,8 @@ import torch
 from grpo_toys import HERE, comparable, run_recipe, toy_policy, toy_recipe
 from mentor_rewards.aggregate import advantages
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardError, RewardFailure
+from mentor_rewards.contract import RewardEntry, RewardError, RewardFailure
+from mentor_rewards.server import serving
 from trl import GRPOConfig, GRPOTrainer
 
 from mentor_base.checkpoint import load_policy
@@ -295,6 +296,14 @@ def test_a_dead_judge_is_noticed_before_the_policy_is_read(policy, tmp_path, mon
         RewardError, match=r"reward 'vlm': the judge at http://127.0.0.1:1/v1: expected .*no connection"
     ):
         run_recipe(toy_recipe(policy, tmp_path / "run", rewards={"vlm": judge}))
+
+
+def test_a_served_rewards_needs_are_known_before_the_policy_is_read(policy, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(grpo_run, "load_policy", lambda *_: pytest.fail("the policy was read"))
+    with serving({"read": RewardEntry(use="shape_match")}) as url:
+        served = {"use": "remote", "options": {"url": url, "reward": "read"}}
+        with pytest.raises(RewardError, match=r"reward 'far' needs metadata.objects; the prompts have"):
+            run_recipe(toy_recipe(policy, tmp_path / "run", rewards={"far": served}))
 
 
 def test_a_run_asks_its_judges_server_once_before_it_scores(policy, tmp_path, monkeypatch) -> None:
