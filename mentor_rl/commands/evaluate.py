@@ -11,7 +11,10 @@ from mentor_rl.commands.train import open_run, recipe_text, say
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe, EvaluateRecipe, PictureRecipe
 from mentor_rl.recipe_files import load_recipe
 
-PASSING = (("incomplete",), ("device",), ("score_batch",), ("judge", "url"), ("judge", "concurrency"))
+PASSING = (
+    *(("incomplete",), ("device",), ("score_batch",)),
+    *(("judge", key) for key in ("url", "concurrency", "find_model")),
+)
 
 
 def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None:

@@ -75,7 +75,8 @@ class JudgePanel:
     def _client(self) -> JudgeClient:
         s = self.settings
         assert s.url is not None, "the recipe has looked"
-        return JudgeClient(s.url, s.model, api_key(s.api_key_env), s.concurrency, s.timeout, s.retries)
+        key = api_key(s.api_key_env)
+        return JudgeClient(s.url, s.model, key, s.concurrency, s.timeout, s.retries, find_model=s.find_model)
 
     def unload(self) -> None:
         """Close all that ``load`` opened."""

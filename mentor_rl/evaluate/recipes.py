@@ -102,6 +102,9 @@ class Judge(Section):
     url: str | None = Field(None, description="base URL with the version, e.g. http://127.0.0.1:8000/v1")
     model: str = Field(description="as the server calls it; with backend: local a folder or hub id")
     api_key_env: str | None = Field(None, description="environment variable that holds the server's key")
+    find_model: Literal["list", "ask"] = Field(
+        "list", description="before any work, in the server's list; ask: by a question, where it does not list all"
+    )
     passes: int = Field(3, gt=0, description="independent judgements of each picture")
     temperature: float = Field(1.0, ge=0.0, description="the published protocol judges at 1")
     max_tokens: int = Field(512, gt=0)

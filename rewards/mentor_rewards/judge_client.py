@@ -3,6 +3,11 @@
 What is retried, with growing, jittered waits: no connection, a time-out, a broken reply, 408, 429 and 5xx (for as long
 as ``Retry-After`` says). Every other 4xx is a fault of the configuration (wrong model, too many pictures) and raised.
 
+Before any work the server is asked for its list of models, which costs nothing and tells a wrong name from the nearest
+right one. A server without such a list (404, 405, 501, or an empty one) is asked one question of a few words instead.
+Gateways that list some of their models only want ``find_model: ask``: the question alone. It is not the default, since
+some servers answer under any name with whatever they have.
+
 Old parameters for guided decoding are ignored by servers without a word; ``response_format`` is the one that holds.
 """
 
@@ -14,13 +19,15 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mentor_rewards.contract import RewardError, nearest, one_line
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling, NoAnswer
 
 if TYPE_CHECKING:
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, OpenAI
+
+FindModel = Literal["list", "ask"]
 
 LONGEST_WAIT = 30.0  # seconds between two tries, when the server does not say
 LONGEST_RETRY_AFTER = 120.0
@@ -39,6 +46,7 @@ class JudgeClient:
         timeout: seconds for one try.
         retries: tries after the first that failed in transport.
         backoff: seconds before the second try, doubled from then on.
+        find_model: whether ``check_server`` looks for the model in the server's list, or asks it a question.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class JudgeClient:
         timeout: float = 60.0,
         retries: int = 6,
         backoff: float = 0.5,
+        find_model: FindModel = "list",
     ) -> None:
         try:
             import openai
@@ -58,33 +67,44 @@ class JudgeClient:
         self._openai = openai
         self.url, self.model = url, model
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self._api_key = api_key
+        self._api_key, self._find_model = api_key, find_model
         self._session: tuple[asyncio.AbstractEventLoop, AsyncOpenAI, asyncio.Semaphore] | None = None
 
     def check_server(self) -> None:
-        """Ask once which models the server offers: the cheapest question it has an answer to.
+        """Find out, without a retry, whether the server has the model: by its list, or by a question (see the top).
 
-        A server that has no such list, or is too busy to give it, is there all the same.
+        A server that is too busy to say (408, 429) is there all the same.
 
         Raises:
-            RewardError: no server, one that refuses the key, or one with other models.
+            RewardError: no server, one that refuses the key, or one without the model.
         """
         openai = self._openai
         offered: list[str] = []
         try:
             with openai.OpenAI(base_url=self.url, api_key=self._api_key, timeout=self.timeout, max_retries=0) as client:
-                offered = [model.id for model in client.models.list().data or []]
+                offered = _listed(client) if self._find_model == "list" else []
+                if not offered:
+                    self._ask_a_word(client)
         except openai.APIStatusError as error:
-            if error.status_code not in RETRIED_STATUS | NO_SUCH_LIST:
+            if error.status_code not in RETRIED_STATUS:
                 raise self._unusable(f"{error.status_code}, {_line(error)}") from error
         except openai.APITimeoutError as error:
             raise self._unusable(f"no answer within {self.timeout:g} s") from error
         except openai.APIConnectionError as error:
             raise self._unusable(f"no connection ({_line(error.__cause__ or error)})") from error
         except (openai.APIError, ValueError, AttributeError) as error:  # no JSON, or another one than promised
-            raise self._unusable(f"a reply that is no list of models ({_line(error)})") from error
+            raise self._unusable(f"a reply of something else ({_line(error)})") from error
         if offered and self.model not in offered:
-            raise self._unusable(f"others; {nearest(self.model, offered)}")
+            raise self._unusable(
+                f"others; {nearest(self.model, offered)} (`find_model: ask` suits a server that lists only some)"
+            )
+
+    def _ask_a_word(self, client: OpenAI) -> None:
+        reply = client.chat.completions.create(
+            model=self.model, messages=[{"role": "user", "content": "Is there a judge?"}], max_tokens=1
+        )
+        if not getattr(reply, "choices", None):
+            raise ValueError(f"no choices in {_line(reply)}")
 
     def _unusable(self, found: str) -> RewardError:
         return RewardError(
@@ -190,6 +210,18 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except ValueError:
         return None
+
+
+def _listed(client: OpenAI) -> list[str]:
+    """The names in the server's list of models; none where it keeps no such list."""
+    from openai import APIStatusError
+
+    try:
+        return [model.id for model in client.models.list().data or []]
+    except APIStatusError as error:
+        if error.status_code in NO_SUCH_LIST:
+            return []
+        raise
 
 
 def _line(value: object) -> str:

@@ -21,7 +21,7 @@ from pydantic import Field
 from mentor_rewards.contract import AsyncReward, RewardBatch, RewardError, RewardOutput, RewardSpec
 from mentor_rewards.judge_ask import Verdict, ask
 from mentor_rewards.judge_cache import JudgeCache
-from mentor_rewards.judge_client import JudgeClient, api_key
+from mentor_rewards.judge_client import FindModel, JudgeClient, api_key
 from mentor_rewards.judge_prompts import SUBJECT, TEXT_TO_IMAGE, JudgeTemplate
 from mentor_rewards.judge_request import Answer, JudgeBackend, JudgeRequest, JudgeSampling, Picture
 from mentor_rewards.judge_scores import Judgement, parse_answer
@@ -51,6 +51,7 @@ class JudgeReward(AsyncReward):
         seed: int = 0,
         cache: str | None = None,
         api_key_env: str | None = None,
+        find_model: FindModel = "list",
     ) -> None:
         """
         Args:
@@ -61,6 +62,8 @@ class JudgeReward(AsyncReward):
             temperature, max_tokens, seed: of the first question; see JudgeSampling.again for re-asks.
             cache: file of answers to keep, made when absent; in the current folder unless absolute.
             api_key_env: name of the environment variable that holds the server's key.
+            find_model: before any work, look for the model in the server's list (``list``), or put a question of one
+                token to it (``ask``), for servers that do not list all of theirs; see judge_client.py.
         """
         places = [name for name, given in (("url", url), ("serve", serve), ("local", backend == "local")) if given]
         if len(places) != 1:
@@ -71,7 +74,7 @@ class JudgeReward(AsyncReward):
         self.url, self.model, self.backend, self.serve = url, model, backend, serve
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.sampling = JudgeSampling(temperature, max_tokens, seed)
-        self.cache, self.api_key_env = cache, api_key_env
+        self.cache, self.api_key_env, self.find_model = cache, api_key_env, find_model
         if backend == "local":
             self.spec = replace(self.spec, network=False, deterministic=True)
         self._judge: JudgeBackend | None = None
@@ -107,8 +110,8 @@ class JudgeReward(AsyncReward):
             self._checked = client
 
     def _client(self, url: str) -> JudgeClient:
-        key = api_key(self.api_key_env)
-        return JudgeClient(url, self.model, key, self.concurrency, self.timeout, self.retries, self.backoff)
+        transport = self.concurrency, self.timeout, self.retries, self.backoff
+        return JudgeClient(url, self.model, api_key(self.api_key_env), *transport, self.find_model)
 
     def unload(self) -> None:
         """Close all that ``load`` opened."""

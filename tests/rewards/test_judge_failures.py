@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from judge_server_stub import (
@@ -260,7 +260,7 @@ def test_cancellation_stops_the_requests() -> None:
         (offers("qwen"), "found others; did you mean 'qwen'?"),
         (fails(401, "wrong key"), "found 401, .*wrong key"),
         (fails(503, "loading"), "found 503, .*loading"),
-        (Reply(b"<html>Welcome</html>"), "found a reply that is no list of models"),
+        (Reply(b"<html>Welcome</html>"), "found a reply of something else"),
     ],
 )
 def test_a_server_that_cannot_judge_is_refused_at_load(listing: Reply, found: str) -> None:
@@ -274,11 +274,43 @@ def test_a_server_that_cannot_judge_is_refused_at_load(listing: Reply, found: st
     assert (stub.listings, stub.bodies) == (1, [])
 
 
-@pytest.mark.parametrize("listing", [offers("judge"), offers(), fails(404), fails(429)])
-def test_a_server_without_a_list_of_models_is_there_all_the_same(listing: Reply) -> None:
-    with JudgeStub(in_turn(scores())) as stub:
-        stub.listing = listing
-        QwenVlT2i(url=stub.url, model="judge").check_server()
+@pytest.mark.parametrize(
+    ("listing", "find_model", "questions"),
+    [
+        (offers("judge"), "list", 0),
+        (fails(429), "list", 0),  # busy is there
+        (offers(), "list", 1),
+        (fails(404), "list", 1),
+        (fails(405), "list", 1),
+        (fails(501), "list", 1),
+        (offers("an alias"), "ask", 1),
+        (fails(403), "ask", 1),
+    ],
+)
+def test_a_server_that_does_not_list_its_models_is_asked_a_word(
+    listing: Reply, find_model: Literal["list", "ask"], questions: int
+) -> None:
+    for answer, refused in (
+        (says("Yes", finish_reason="length"), None),
+        (fails(429), None),
+        (fails(404, "The model `judge` does not exist."), "404, .*does not exist"),
+        (TRANSPORT_FAULTS["HTML"], "a reply of something else .*no choices in <html>"),
+    ):
+        with JudgeStub(in_turn(answer)) as stub:
+            stub.listing = listing
+            reward = QwenVlT2i(url=stub.url, model="judge", find_model=find_model)
+            if refused is None or not questions:
+                reward.check_server()
+            else:
+                with pytest.raises(RewardError, match=f"that offers the model 'judge', found {refused}"):
+                    reward.check_server()
+        assert (stub.listings, len(stub.bodies)) == (int(find_model == "list"), questions)
+        assert all((body["model"], body["max_tokens"]) == ("judge", 1) for body in stub.bodies)
+
+
+def test_the_line_about_an_unlisted_model_names_the_way_out() -> None:
+    with JudgeStub(in_turn(scores())) as stub, pytest.raises(RewardError, match=r"\(`find_model: ask` suits"):
+        QwenVlT2i(url=stub.url, model="alias").check_server()
 
 
 def test_load_asks_for_the_models_only_where_no_check_was_answered() -> None:

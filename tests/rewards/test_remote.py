@@ -291,7 +291,10 @@ def test_unknown_names_and_missing_tokens(monkeypatch: pytest.MonkeyPatch) -> No
     entries = {"tint": RewardEntry(use="colour_match")}
     with serving(entries, Settings(port=0, token_env="TOKEN_OF_SERVER")) as url:
         for options, line in (
-            ({"token_env": "TOKEN_OF_SERVER", "reward": "tin"}, "serves the reward 'tin', found others; did you mean 'tint'?"),
+            (
+                {"token_env": "TOKEN_OF_SERVER", "reward": "tin"},
+                "reward 'tin', found others; did you mean 'tint'?",
+            ),
             ({"token_env": "TOKEN_OF_CLIENT"}, "401: authorization: expected 'Bearer'"),
             ({}, "401: authorization"),
             ({"token_env": "TOKEN_OF_NOBODY"}, "environment variable TOKEN_OF_NOBODY, found none"),
