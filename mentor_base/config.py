@@ -115,6 +115,8 @@ class MentorConfig(PreTrainedConfig):
             )
         if self.connector == "mlp":
             self.qformer_config = None
+        elif self.qformer_config is None:
+            self.qformer_config = InstructBlipQFormerConfig()  # InstructBLIP's and MENTOR's: 12 layers of width 768
         if self.connector == "query" and self.reference_positions == "grid":
             raise UserError(
                 "MentorConfig.reference_positions: expected 'prefix' with connector 'query', whose slots have no place "

@@ -266,6 +266,7 @@ class Stage(Section):
     mixture: Mixture
     train: TrainedParts
     captioner: InputPath | None = Field(None, description="whole T5 checkpoint; the projector stage alone")
+    workers: int = Field(0, ge=0, description="processes per GPU that read rows ahead of the training; 0: none")
 
     @model_validator(mode="after")
     def _trains_something(self) -> Stage:

@@ -45,6 +45,7 @@ from mentor_base.engines import tokenizer_state, whole_state
 from mentor_base.epochs import in_steps
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
+from mentor_base.loading import CarriedRows, CarryingCollator, raise_fault
 from mentor_base.lora import FOLDER, adapters, add_adapters, count_parameters, merged_state, save_adapter
 from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.objective import ImageTokens, Objective
@@ -93,7 +94,7 @@ def train_stage(
     check_trackers(report_to)
     world = world_of(stage.mixture.data, run.broken_file)
     optimisation = in_steps(optimisation, stage.mixture, world, run)
-    args = training_arguments(optimisation, checkpoints, seed, run)
+    args = training_arguments(optimisation, checkpoints, seed, run, stage.workers)
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
     set_trained_parts(policy, stage.train, seed)
@@ -102,9 +103,9 @@ def train_stage(
         trainer = StageTrainer(
             model=policy,
             args=args,
-            data_collator=objective.collate,
+            data_collator=CarryingCollator(objective.collate),
             objective=objective,
-            train_dataset=rows,
+            train_dataset=CarriedRows(rows),
             callbacks=[
                 *tracker_callbacks(report_to, run),
                 ValidationCallback(validation.every),
@@ -197,6 +198,11 @@ class StageTrainer(LossAnew, WholeStates, Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean per micro-batch: the Trainer divides it
         self.last_metrics: dict[str, float] = {}
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise_fault(inputs)
+        prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        return prepared
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -254,7 +260,7 @@ class ValidationCallback(TrainerCallback):
 
 
 def training_arguments(
-    optimisation: Optimisation, checkpoints: Checkpoints, seed: int, run: RunFolder
+    optimisation: Optimisation, checkpoints: Checkpoints, seed: int, run: RunFolder, workers: int
 ) -> TrainingArguments:
     """The Trainer's arguments. ``batch`` counts all processes; micro-batches and accumulation follow from it.
 
@@ -268,6 +274,7 @@ def training_arguments(
             per_device_train_batch_size=split.micro,
             gradient_accumulation_steps=split.accumulation,
             logging_steps=max(1, optimisation.steps // LOG_LINES),
+            dataloader_num_workers=workers,
         )
     )
 

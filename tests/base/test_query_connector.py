@@ -18,6 +18,7 @@ from mentor_base.errors import UserError
 from mentor_base.interchange.exporting import export_reference
 from mentor_base.interchange.importing import import_checkpoint
 from mentor_base.interchange.options import ImportOptions
+from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 
 
@@ -83,6 +84,18 @@ def test_contexts_of_the_paper_hold_so_many_pictures(connector: str, context: in
     assert processor([prompt(most)])["input_ids"].shape[1] <= context
     with pytest.raises(UserError, match=rf"row 7: expected at most {context} prefix slots"):
         processor([prompt(most + 1)])
+
+
+def test_the_full_size_is_instructblips() -> None:
+    """12 layers of width 768 that read CLIP-L/14's patches in every second one; 32 queries."""
+    config = MentorConfig.of_size("XL", connector="query")
+    with torch.device("meta"):
+        connector = MentorForConditionalGeneration(config).encoder.connector
+    assert connector.queries.shape == (32, 768)
+    assert connector.project.weight.shape == (2048, 768)
+    layers = connector.qformer.encoder.layer
+    assert [layer.has_cross_attention for layer in layers] == [True, False] * 6
+    assert layers[0].crossattention.attention.key.weight.shape == (768, 1024)
 
 
 def test_slots_of_queries_have_no_place_in_the_picture() -> None:
