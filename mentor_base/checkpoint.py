@@ -193,7 +193,8 @@ def check_config(path: Any, kind: str) -> None:
     facts = json.loads(file.read_text(encoding="utf-8"))
     found = facts.get("model_type")
     if found != kind:
-        raise UserError(f"{path}: expected a model of type '{kind}', found '{found}'")
+        named = f"'{found}'" if found else "no model_type"
+        raise UserError(f"{path}: expected a model of type '{kind}', found {named}")
     for config in (MentorConfig, VQConfig):
         if found == config.model_type:
             known = {"model_type", *field_names(config)}

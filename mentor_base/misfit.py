@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from mentor_base.errors import UserError, nearest
+from mentor_base.errors import UserError
 
 SHOWN = 3  # differences in an error
 
@@ -22,8 +23,10 @@ class Misfit:
         self.misshapen.append(f"'{key}': expected shape {tuple(expected)}, found {tuple(found)}")
 
     def note_names(self, surplus: Sequence[str], absent: Sequence[str]) -> None:
-        """Tensors that the model does not know, each with the nearest that is missing, and missing ones."""
-        self.unknown += [f"'{key}': unknown{'; ' + nearest(key, absent) if absent else ''}" for key in surplus[:SHOWN]]
+        """Tensors that the model does not know, with a missing one of nearly that name, and missing ones."""
+        for key in surplus[:SHOWN]:
+            near = difflib.get_close_matches(key, absent, n=1)
+            self.unknown.append(f"'{key}': unknown" + "".join(f"; did you mean '{name}'?" for name in near))
         self.unknown += surplus[SHOWN:]
         self.missing += [f"'{key}': missing" for key in absent]
 

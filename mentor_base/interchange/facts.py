@@ -150,10 +150,15 @@ def tokenizer_source(path: Path, side: int | None) -> tuple[VQConfig, WeightFile
         file = read_weights(folder)
     else:
         config, file = VQConfig(), read_weights(path)
-    config.image_size = side or config.image_size
-    if config.image_size % config.stride:
-        raise UserError(f"--image-size: expected a multiple of {config.stride}, found {config.image_size}")
+    set_image_size(config, side or config.image_size)
     return config, file, OURS if ours else VQ16
+
+
+def set_image_size(vq: VQConfig, side: int) -> None:
+    """Have pictures of ``side`` pixels drawn; a convolutional tokenizer takes any whole number of its cells."""
+    if side % vq.stride:
+        raise UserError(f"--image-size: expected a multiple of {vq.stride}, found {side}")
+    vq.image_size = side
 
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

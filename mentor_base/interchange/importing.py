@@ -26,6 +26,7 @@ from mentor_base.interchange.facts import (
     image_size,
     own_config,
     policy_config,
+    set_image_size,
     text_tokenizer,
     tokenizer_source,
     unconditional_rows,
@@ -138,8 +139,8 @@ def _policy(
     file = read_weights(path)
     report.choices["wrapper"] = f"'{file.wrapper}'" if file.wrapper else "none"
     report.left_out += [f"{told(path)}: entry '{name}' beside the weights" for name in file.beside if name != "args"]
-    text = text_tokenizer(options.tokenizer or options.text_encoder or path)
     config = own_config(path) if kind == "hf" else None
+    text = text_tokenizer(options.tokenizer or options.text_encoder or path)
     side = image_size(file, config, options, report)
     vq = tokenizer_source(options.vq, side) if options.vq else None
     if config is None:
@@ -147,7 +148,7 @@ def _policy(
         config = policy_config(file, LAYOUTS[kind], options, vq[0], text, report)
     else:
         config.vq_config = vq[0] if vq else config.vq_config
-        config.vq_config.image_size = side
+        set_image_size(config.vq_config, side)
     rows = unconditional_rows(file, LAYOUTS[kind], config)
     config.context_length = options.prefix_rows or rows
     config.architectures = [MentorForConditionalGeneration.__name__]

@@ -174,7 +174,7 @@ def row_sections(source: str) -> list[RowData]:
         return [data_of_path(source)]
     from mentor_rl.recipe_files import load_recipe
 
-    recipe = load_recipe(source)
+    recipe = load_recipe(source, need_inputs=False)  # rows can be looked at before the policy is there that they train
     sections = list(dict.fromkeys(_row_sections(recipe)))
     if not sections:
         raise UserError(f"{source}: expected data of source jsonl, shards or parquet, found none")

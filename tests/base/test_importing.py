@@ -215,6 +215,14 @@ def test_tensors_that_do_not_fit_are_named(mini: Mini) -> None:
             r"fit \(1 missing\): 'norm.weight': missing; looks like MENTOR mini: width 32, 2",
         ),
         ({"freqs_cis": torch.zeros(2)}, r"do not fit \(1 unknown\): 'freqs_cis': unknown; looks like"),
+        (
+            {"norm.weight": None, "layers.0.ffn_norm.weight": None, "nrm.weight": torch.zeros(32)},
+            r"fit \(1 unknown, 2 missing\): 'nrm.weight': unknown; did you mean 'norm.weight'\?; 'layers.0.ffn_norm",
+        ),
+        (
+            {"norm.weight": None, "~": torch.zeros(2)},
+            r"fit \(1 unknown, 1 missing\): '~': unknown; 'norm.weight': miss",
+        ),
         ({"layers.0.feed_forward.w3.weight": None}, r"'layers.0.feed_forward.w3.weight': missing"),
         ({"output.weight": torch.zeros(3, 32)}, r"'output.weight': expected shape \(32, 32\), found \(3, 32\)"),
         (
@@ -276,6 +284,14 @@ def test_a_file_cut_short(mini: Mini) -> None:
     os.truncate(source, source.stat().st_size // 2)
     with pytest.raises(UserError, match="found a damaged file"):
         read_weights(source)
+
+
+def test_folders_of_another_kind_and_sides_that_do_not_fit(mini: Mini, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="vq: expected a model of type 'mentor', found 'mentor_vq'"):
+        import_checkpoint(mini.vq, "hf", tmp_path / "x", ImportOptions())
+    _, out = import_mini(mini, mini.save({"model": mini.mentor, "args": ARGUMENTS}))
+    with pytest.raises(UserError, match="--image-size: expected a multiple of 4, found 18"):
+        import_checkpoint(out, "hf", tmp_path / "x", ImportOptions(image_size=18))
 
 
 def test_choices_that_have_to_be_made(mini: Mini) -> None:

@@ -68,7 +68,7 @@ def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -
     recipe = {
         "kind": "sft",
         "run": "runs/x",
-        "init": ".",
+        "init": "runs/not_there_yet",
         "stage": {
             "name": "alignment",
             "mixture": {
@@ -85,6 +85,10 @@ def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -
     code, out, _ = run(capsys, "check", "x.yaml")
     assert code == 0
     assert out.count("subject") == 2
+    Path("val.jsonl").unlink()
+    code, out, err = run(capsys, "check", "x.yaml")
+    assert (code, err.splitlines()[-1]) == (2, "x.yaml: 1 faults in 2 rows")
+    assert "val.jsonl: expected a readable JSONL file, found no such file" in out
     recipe["stage"]["mixture"]["data"] = {}  # type: ignore[index]
     Path("x.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     code, _, err = run(capsys, "check", "x.yaml")
