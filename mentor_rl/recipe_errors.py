@@ -61,6 +61,7 @@ def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
     if kind == "value_error":
         return str(context["error"])
     expected = detail["msg"].replace("Input should be", "expected")
+    expected = re.sub(r"^expected a valid (tuple|list)", "expected a list", expected)
     expected = re.sub(r"^expected a valid (\w+)", r"expected a value of type \1", expected)
     return f"{expected}, found {_shown(found)}"
 

@@ -59,6 +59,8 @@ def show(sides: tuple[Side, Side], rows: Sequence[Row], how: str) -> None:
         table.add_row(escape(row.metric), *map(escape, cells), MARKS.get(row.verdict, row.verdict))
     console.print(table)
     console.print(how, markup=False, soft_wrap=True)
+    if sides[0].facts.get("stand_in"):
+        console.print(f"judge (a stand-in): {sides[0].facts['judge']}", markup=False, soft_wrap=True)
 
 
 def _change(value: Sequence[float] | None) -> str:

@@ -21,7 +21,8 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     """Run the benchmark, or show the table of one that has been run."""
     recipe = load_recipe(path, overrides, need_inputs=not dry_run)
     if not isinstance(recipe, EvaluateRecipe):
-        raise UserError(f"{path}: kind: expected 'evaluate', found '{recipe.kind}'; use `mentor train {path}`")
+        verb = "ablate" if recipe.kind == "ablate" else "train"
+        raise UserError(f"{path}: kind: expected 'evaluate', found '{recipe.kind}'; use `mentor {verb} {path}`")
     if dry_run:
         print(recipe_text(recipe), end="")
         return
@@ -42,9 +43,10 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     else:
         from mentor_rewards.contract import Served
 
-        from mentor_rl.evaluate.picture_run import build_benchmark, run_benchmark
+        from mentor_rl.evaluate.picture_run import build_benchmark, check_policies, run_benchmark
 
         assert isinstance(recipe, PictureRecipe)
+        check_policies(recipe)
         benchmark = build_benchmark(recipe)  # a fault in its data shows before there is a run folder
         if isinstance(benchmark, Served):
             benchmark.check_server()  # and so does a judge that would be missed once all pictures are drawn

@@ -94,9 +94,8 @@ def _side_of_result(result: Result, file: Path, policy: str | None) -> Side:
     whole = result.metrics[rows[""]] if "" in rows else {}
     means = {key: number for key, value in whole.items() if (number := _number(value)) is not None}
     several = len(policies_of(result)) > 1
-    return Side(
-        name if several else f"{file.parent.parent.name}: {name}", str(file), facts, scores_of(result, name), means
-    )
+    held = file.parent.parent.name if file.parent.name == "results" else file.stem
+    return Side(name if several else f"{held}: {name}", str(file), facts, scores_of(result, name), means)
 
 
 def compare_sides(before: Side, after: Side, unpaired: bool = False) -> tuple[list[Row], str]:
@@ -126,7 +125,7 @@ def compare_sides(before: Side, after: Side, unpaired: bool = False) -> tuple[li
     rows = [_row(metric, before.scores, after.scores, paired) for metric in _shared(before, after)]
     how = "paired over" if paired else "unpaired:"
     count = f"{len(before.scores.items)}" if same else f"{len(before.scores.items)} and {len(after.scores.items)}"
-    return rows, f"{how} {count} items, 95 % bootstrap; of 20 metrics that do not differ, one will be taken to"
+    return rows, f"{how} {count} items, 95 % bootstrap; of 20 metrics that do not differ, one will seem to"
 
 
 def _row(metric: str, before: Scores, after: Scores, paired: bool) -> Row:

@@ -17,7 +17,7 @@ import numpy as np
 
 from mentor_base.errors import UserError, nearest
 from mentor_rl.evaluate import bootstrap
-from mentor_rl.evaluate.result import Result
+from mentor_rl.evaluate.result import PART, Result
 
 PRODUCT, RATIO, OWN_PRODUCT = "CP·PF", "CP/PF", "CP·PF per picture"
 
@@ -69,7 +69,7 @@ def rows_of(result: Result, policy: str) -> dict[str, str]:
     """Part ("" for the whole, a split, a category) -> the result's row for this policy."""
     rows = {}
     for name in result.metrics:
-        row, _, part = name.partition(" · ")
+        row, _, part = name.partition(PART)
         if row == policy:
             rows[part] = name
     return rows
@@ -78,7 +78,7 @@ def rows_of(result: Result, policy: str) -> dict[str, str]:
 def policies_of(result: Result) -> list[str]:
     """The policies of a result: those that it lists, or all of its rows."""
     listed = result.details.get("policies") or result.details.get("rows")
-    return list(listed) if listed else list(dict.fromkeys(name.partition(" · ")[0] for name in result.metrics))
+    return list(listed) if listed else list(dict.fromkeys(name.partition(PART)[0] for name in result.metrics))
 
 
 def policy_of(result: Result, name: str | None, where: str) -> str:
@@ -139,7 +139,20 @@ def _one_split(part: Mapping[str, Sequence[Any]]) -> Scores:
             numbers = np.array([math.nan if value is None else float(value) for value in values])
             columns[OWN_PRODUCT if name == PRODUCT else name] = numbers
     count = len(next(iter(part.values()), ()))
-    return Scores(tuple(map(str, part.get("item", range(count)))), columns)
+    items = tuple(map(str, part.get("item", range(count))))
+    return _seeds_averaged(items, columns) if "seed" in part else Scores(items, columns)
+
+
+def _seeds_averaged(items: Sequence[str], columns: Mapping[str, np.ndarray]) -> Scores:
+    """One row per item, of a table that has one per item and seed."""
+    order = {item: place for place, item in enumerate(dict.fromkeys(items))}
+    places, means = np.array([order[item] for item in items], dtype=np.int64), {}
+    for name, values in columns.items():
+        there = np.isfinite(values)
+        counts = np.bincount(places[there], minlength=len(order))
+        sums = np.bincount(places[there], values[there], minlength=len(order))
+        means[name] = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan)
+    return Scores(tuple(order), means)
 
 
 def change(before: Scores, after: Scores, metric: str) -> tuple[list[float], list[float]] | None:

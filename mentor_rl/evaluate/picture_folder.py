@@ -14,6 +14,7 @@ from mentor_rl.pictures import SUFFIXES, open_picture
 
 SHOWN = 5  # names in a list of faults
 DRAWN = ".png"
+ENDINGS = tuple(each for suffix in SUFFIXES for each in (suffix, suffix.upper()))
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,9 @@ class PictureFolder:
 
     def path(self, item: str, seed: int) -> Path:
         """The file of a picture: one that is there, else the name it is to be drawn to."""
-        stem = f"{item}_{seed}"
-        for suffix in SUFFIXES:
-            if (self.folder / f"{stem}{suffix}").exists():
-                return self.folder / f"{stem}{suffix}"
-        return self.folder / f"{stem}{DRAWN}"
+        stem = self.folder / f"{item}_{seed}"
+        names = (stem.with_name(f"{stem.name}{suffix}") for suffix in ENDINGS)
+        return next((file for file in names if file.exists()), stem.with_name(f"{stem.name}{DRAWN}"))
 
     def open(self, item: str, seed: int) -> Image.Image:
         """The picture, RGB."""
@@ -64,8 +63,9 @@ class PictureFolder:
         wanted = {f"{item}_{seed}": (item, seed) for item, seed in self.keys}
         files = self._files()
         broken: dict[PictureKey, str] = {}
+        second = {file.name for file in files if file.stem in wanted and file != self.path(*wanted[file.stem])}
         for file in files:
-            if file.stem in wanted:
+            if file.stem in wanted and file.name not in second:
                 try:
                     open_picture(file)
                 except UserError as error:
@@ -74,6 +74,7 @@ class PictureFolder:
             folder=self.folder,
             missing=tuple(self.missing()),
             extra=tuple(sorted(file.name for file in files if file.stem not in wanted and file.stem not in known)),
+            second=tuple(sorted(second)),
             broken=broken,
         )
 
@@ -81,26 +82,32 @@ class PictureFolder:
         if not self.folder.is_dir():
             return []
         names = (file for file in self.folder.iterdir() if not file.name.startswith("."))
-        return sorted(file for file in names if file.suffix.lower() in SUFFIXES)
+        return sorted(file for file in names if file.suffix in ENDINGS)
 
 
 @dataclass(frozen=True)
 class FolderFaults:
-    """What is wrong with a folder of pictures."""
+    """What is wrong with a folder of pictures; ``second``: files beside another one of the same item and seed."""
 
     folder: Path
     missing: tuple[PictureKey, ...]
     extra: tuple[str, ...]
+    second: tuple[str, ...]
     broken: dict[PictureKey, str]
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.broken)
+        return bool(self.missing or self.extra or self.second or self.broken)
 
     def lines(self) -> list[str]:
         """For people: each kind of fault with its number and the first few names."""
         missing = [f"{item}_{seed}{DRAWN}" for item, seed in self.missing]
         broken = [reason.removeprefix(f"{self.folder}/") for reason in self.broken.values()]
-        kinds = (("missing", missing), ("not asked for", self.extra), ("unreadable", broken))
+        kinds = (
+            ("missing", missing),
+            ("not asked for", self.extra),
+            ("there under two endings", self.second),
+            ("unreadable", broken),
+        )
         return [f"{self.folder}: {len(names)} {kind}: {listed(names)}" for kind, names in kinds if names]
 
 

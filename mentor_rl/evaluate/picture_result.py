@@ -13,7 +13,7 @@ from mentor_rl.evaluate.gallery import save_gallery
 from mentor_rl.evaluate.picture_folder import PictureFolder, listed
 from mentor_rl.evaluate.published import published_markdown
 from mentor_rl.evaluate.recipes import PictureRecipe
-from mentor_rl.evaluate.result import Result, Value
+from mentor_rl.evaluate.result import PART, Result, Value
 from mentor_rl.evaluate.score_store import ScoreStore, picture_fingerprint
 
 LOWER_BOUND = "missing counted as 0"
@@ -62,9 +62,10 @@ def gather(row: Row, items: Sequence[Item], seeds: Sequence[int], store: ScoreSt
             facts[key] = found
     if not facts or (unscored and refuse):
         reasons = listed([f"{item}_{seed}: {why}" for (item, seed), why in unscored.items()])
+        without = " (incomplete: score makes a table without them)" if facts else ""
         raise UserError(
             f"{row.name}: {len(unscored)} of {len(row.folder.keys)} pictures have no score: {reasons}; the same "
-            "command asks for these again (incomplete: score makes a table without them)"
+            f"command asks for these again{without}"
         )
     return RowFacts(Scored(row.name, tuple(items), tuple(seeds), facts, row.folder.path), unscored)
 
@@ -152,4 +153,4 @@ def _lower_bound(benchmark: Benchmark, scored: Scored) -> dict[str, dict[str, Va
 
 
 def _joined(row: str, part: str) -> str:
-    return f"{row} · {part}" if part else row
+    return f"{row}{PART}{part}" if part else row

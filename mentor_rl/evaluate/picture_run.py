@@ -54,6 +54,19 @@ def run_benchmark(recipe: PictureRecipe, benchmark: Benchmark, run: RunFolder) -
             raise Interrupted(f"{run.path}: stopped; the same command goes on from the finished parts") from None
 
 
+def check_policies(recipe: PictureRecipe) -> None:
+    """Refuse what is no policy, before another one has drawn for hours.
+
+    Raises:
+        UserError: no model there, or one of another kind.
+    """
+    from mentor_base.checkpoint import check_config, model_folder
+    from mentor_base.config import MentorConfig
+
+    for path in recipe.policies.values():
+        check_config(model_folder(path), MentorConfig.model_type)
+
+
 def build_benchmark(recipe: PictureRecipe) -> Benchmark:
     """The benchmark that a recipe names.
 

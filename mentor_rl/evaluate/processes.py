@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from mentor_base.batch_split import launched_processes, launched_rank
+from mentor_base.errors import UserError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=14)  # of the processes that are done with their share; torchrun ends them when one fails
@@ -51,10 +52,19 @@ class Processes:
             distributed.barrier()
 
     def device(self, asked: str | None) -> str:
-        """The device of this process: as the recipe says, else a GPU of its own, else the CPU."""
+        """The device of this process: as the recipe says, else a GPU of its own, else the CPU.
+
+        Raises:
+            UserError: the recipe's is none, or is not there.
+        """
         import torch
 
         if asked is not None:
+            try:
+                torch.empty(0, device=asked)
+            except (RuntimeError, AssertionError) as error:
+                why = str(error).splitlines()[0]
+                raise UserError(f"device: expected one of this machine, found '{asked}': {why}") from error
             return asked
         if torch.cuda.is_available():
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"

@@ -14,7 +14,7 @@ from importlib import resources
 import yaml
 
 from mentor_base.errors import UserError, nearest
-from mentor_rl.evaluate.result import Result, Value, cell
+from mentor_rl.evaluate.result import PART, Result, Value, cell
 
 Published = float | tuple[float, float] | None  # a pair is mean ± deviation
 
@@ -125,4 +125,4 @@ def _ours(result: Result, row: str, place: str | None) -> Value:
     if place is None:
         return None
     part, metric = place.split("/", 1)
-    return result.metrics.get(f"{row} · {part}" if part else row, {}).get(metric)
+    return result.metrics.get(f"{row}{PART}{part}" if part else row, {}).get(metric)

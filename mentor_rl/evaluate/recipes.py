@@ -29,6 +29,16 @@ def _is_template(text: str) -> str:
 
 
 SubjectTemplate = Annotated[str, AfterValidator(_is_template)]
+
+
+def _is_row_name(name: str) -> str:
+    """A row's name is a folder's, too, and ``name · part`` names its parts."""
+    if not name.strip() or name != name.strip() or name.startswith(".") or set(name) & set("/\\·|\n\r\t"):
+        raise ValueError(f"expected a name without '/', '·' or '|' and no '.' in front, found '{name}'")
+    return name
+
+
+RowName = Annotated[str, AfterValidator(_is_row_name)]
 PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
 CLIP_L14 = "openai/clip-vit-large-patch14"
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
@@ -47,7 +57,7 @@ class EmojiBenchRecipe(EvaluateRecipe):
     """EmojiBench on one or several checkpoints."""
 
     benchmark: Literal["emojibench"]
-    policies: dict[str, InputPath | TrainingSeeds] = Field(
+    policies: dict[RowName, InputPath | TrainingSeeds] = Field(
         description="name -> checkpoint or run folder, or a list of them: one method trained with several seeds"
     )
     evaluator: InputPath
@@ -63,8 +73,8 @@ class EmojiBenchRecipe(EvaluateRecipe):
 class PictureRecipe(EvaluateRecipe):
     """What all benchmarks on pictures share. Sampling defaults to the paper's: guidance 7.5, the full vocabulary."""
 
-    policies: dict[str, InputPath] = Field({}, description="name -> checkpoint or run folder")
-    images: dict[str, InputPath] = Field(
+    policies: dict[RowName, InputPath] = Field({}, description="name -> checkpoint or run folder")
+    images: dict[RowName, InputPath] = Field(
         {}, description="name -> folder of <item id>_<seed>.png, drawn by any model; also .jpg and .webp"
     )
     sampling: Sampling = Sampling(guidance_scale=7.5)

@@ -15,6 +15,7 @@ from mentor_base.runlog import write_atomically
 if TYPE_CHECKING:
     from rich.table import Table
 
+PART = " · "  # between a row's name and the name of its part
 Value = float | int | str | None | list[float]  # a list is [mean, low, high]
 
 
@@ -57,13 +58,15 @@ class Result:
     def read(cls, path: str | Path) -> Result:
         """
         Raises:
-            UserError: no such file, not JSON, an unknown or a missing key.
+            UserError: no such file, not JSON, an unknown or a missing key, a table of another form.
         """
         try:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: expected a benchmark result, found no such file") from None
-        except json.JSONDecodeError as error:
+        except IsADirectoryError:
+            raise UserError(f"{path}: expected a benchmark result, found a folder") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: expected a benchmark result, found no valid JSON: {error}") from error
         if not isinstance(facts, dict):
             raise UserError(f"{path}: expected a benchmark result, found a {type(facts).__name__}")
@@ -74,6 +77,7 @@ class Result:
         for key in ("benchmark", "metrics"):
             if key not in facts:
                 raise UserError(f"{path}: expected the key '{key}', found {', '.join(facts) or 'none'}")
+        _check_tables(facts, str(path))
         lists = {key: tuple(facts.get(key, ())) for key in ("seeds", "notes")}
         return cls(**{**facts, **lists})
 
@@ -90,20 +94,37 @@ class Result:
         return "\n".join(lines) + "\n"
 
     def table(self) -> Table:
-        """The table for a terminal: values alone, so that it fits; the intervals are in the JSON and the Markdown."""
+        """The table for a terminal: values alone, so that it fits; the intervals are in the JSON and the Markdown.
+
+        Parts of a row stand below it, indented; a part without a whole, as a split, stands above its rows.
+        """
+        from rich.markup import escape
         from rich.table import Table
 
-        judge = f"judge{' (stand-in)' if self.stand_in else ''}: {self.judge}"
-        caption = f"{judge}; seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"
-        shown = Table(
-            title=self.benchmark, caption=caption, box=None, padding=(0, 1, 0, 0), header_style="bold", min_width=72
-        )
-        shown.add_column("", max_width=24)
+        shown = Table(title=self.benchmark, caption=escape(self.caption()), caption_justify="left", box=None,
+                      padding=(0, 1, 0, 0), header_style="bold", min_width=72)  # fmt: skip
+        shown.add_column("", max_width=32)
         for column in self.columns():
             shown.add_column(column, justify="right")
+        head = ""
         for name, row in self.metrics.items():
-            shown.add_row(name, *(cell(row.get(column)).split(" [")[0] for column in self.columns()))
+            whole, _, part = name.partition(PART)
+            alone = bool(part) and whole not in self.metrics
+            if alone and part != head:
+                head = part
+                shown.add_row(f"[bold]{escape(part)}[/bold]")
+            label = f"  {whole if alone else part}" if part else name
+            shown.add_row(escape(label), *(cell(row.get(column)).split(" [")[0] for column in self.columns()))
         return shown
+
+    def caption(self) -> str:
+        """Who judged, and how much: what a number must not be read without."""
+        lines = [f"judge{' (a stand-in: not comparable with published numbers)' * self.stand_in}: {self.judge}"]
+        asked, scored = self.coverage.get("items"), self.coverage.get("scored")
+        if asked is not None and scored is not None and scored != asked:
+            lines.append(f"scored: {scored:g} of {asked:g} pictures; the others are left out")
+        lines += [note for note in self.notes if "(limit)" in note]
+        return "\n".join([*lines, f"seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"])
 
 
 def cell(value: Value) -> str:
@@ -119,6 +140,27 @@ def cell(value: Value) -> str:
 def number(value: float | None) -> str:
     """Three decimals; a dash for what does not exist."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _check_tables(facts: Mapping[str, Any], where: str) -> None:
+    """Refuse ``metrics`` and ``per_item`` of another form than the one that is written."""
+    for key, fits, form in (
+        ("metrics", _is_value, "a number, a word or [mean, low, high]"),
+        ("per_item", lambda column: isinstance(column, list), "a list"),
+    ):
+        rows = facts.get(key, {})
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise UserError(f"{where}: {key}: expected row -> name -> {form}, found another form")
+        for name, row in rows.items():
+            for column, value in row.items():
+                if not fits(value):
+                    raise UserError(f"{where}: {key}.{name}.{column}: expected {form}, found {value!r:.60}")
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, list):
+        return len(value) == 3 and all(each is None or isinstance(each, (int, float)) for each in value)
+    return value is None or isinstance(value, (int, float, str))
 
 
 def _finite(value: Any) -> Any:

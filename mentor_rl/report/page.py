@@ -47,9 +47,11 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     ``out`` is an .html file, or a folder that gets report.html.
 
     Raises:
-        UserError: a path that is none of these, or the same one twice.
+        UserError: a path that is none of these, or the same one twice; ``out`` is a file of another kind.
     """
     sources = _sources(paths)
+    if out.suffix != ".html" and out.is_file():
+        raise UserError(f"{out}: expected an .html file or a folder to write to, found another file")
     target = out if out.suffix == ".html" else out / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
     runs = {each.label: (each.path, each.anchor) for each in sources if not each.ablation and each.result is None}

@@ -130,3 +130,23 @@ def test_grpo_runs_by_their_fixed_prompts_on_the_terminal(tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         main(["compare", str(tmp_path / "a"), str(tmp_path / "nowhere")])
     assert "expected a benchmark result (.json), a folder with results/ or a GRPO run" in capsys.readouterr().err
+
+
+def test_seeds_of_an_item_are_averaged_before_items_are_drawn(write: Write) -> None:
+    """Three items with two seeds each: (.1 + .3) / 2, .4 where one seed has no score, and none."""
+    row = {"item": ["a", "b", "c"] * 2, "seed": ["0"] * 3 + ["1"] * 3, "CP": [0.1, 0.4, None, 0.3, None, None]}
+    side = read_side(write("a", per_item={"p": row}, metrics={"p": {"CP": 0.3}}), None)
+    assert side.scores is not None
+    assert side.scores.items == ("a", "b", "c")
+    assert side.scores.columns["CP"] == pytest.approx([0.2, 0.4, float("nan")], nan_ok=True)
+
+
+def test_a_result_by_itself_is_named_by_its_file_and_a_stand_in_is_told(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write("a", stand_in=True).rename(tmp_path / "mine.json")
+    with pytest.raises(SystemExit):
+        main(["compare", str(file), str(file)])
+    out = capsys.readouterr().out
+    assert "A: mine: p (" in out
+    assert "judge (a stand-in): j 1" in out

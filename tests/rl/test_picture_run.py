@@ -14,6 +14,7 @@ import torch
 import yaml
 from grpo_toys import HERE
 from PIL import Image
+from pydantic import ValidationError
 
 from mentor_base.checkpoint import load_policy
 from mentor_base.errors import UserError
@@ -24,7 +25,7 @@ from mentor_rl.evaluate import drawing
 from mentor_rl.evaluate.benchmark import Item, Unscored
 from mentor_rl.evaluate.drawing import batches, draw_missing
 from mentor_rl.evaluate.picture_folder import PictureFolder
-from mentor_rl.evaluate.picture_run import build_benchmark, run_benchmark
+from mentor_rl.evaluate.picture_run import build_benchmark, check_policies, run_benchmark
 from mentor_rl.evaluate.processes import Processes
 from mentor_rl.evaluate.prompt_files import read_prompts
 from mentor_rl.evaluate.recipes import T2IRewardsRecipe
@@ -190,6 +191,36 @@ def test_folders_with_faults_are_listed_and_not_scored(recipe: dict[str, Any], t
     result = run({**given, "run": str(tmp_path / "partial"), "incomplete": "score"})
     assert result.coverage == {"items": 10, "scored": 7}
     assert any("prompt_00000_0" in line for line in result.details["rows"]["other"]["first reasons"])
+
+
+def test_endings_in_capitals_count_and_doubled_pictures_are_listed(tmp_path: Path) -> None:
+    keys = (("a", 0), ("b", 0))
+    for name in ("a_0.PNG", "b_0.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    folder = PictureFolder(tmp_path, keys)
+    assert not folder.check()
+    assert folder.open("a", 0).size == (8, 8)
+    Image.new("RGB", (8, 8)).save(tmp_path / "b_0.jpg")
+    assert folder.check().lines() == [f"{tmp_path}: 1 there under two endings: b_0.jpg"]
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", ".hidden", "a · b", ""])
+def test_a_row_has_the_name_of_a_folder(recipe: dict[str, Any], name: str) -> None:
+    for kind in ("policies", "images"):
+        with pytest.raises(ValidationError, match="expected a name without '/'"):
+            T2IRewardsRecipe.model_validate({**recipe, "policies": {}, kind: {name: "x"}})
+
+
+def test_a_policy_that_is_none_and_a_device_that_is_none_stop_before_drawing(
+    recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    second = {**recipe["policies"], "second": str(tmp_path / "empty")}
+    with pytest.raises(UserError, match=r"empty: expected a model folder or a finished run"):
+        check_policies(T2IRewardsRecipe.model_validate({**recipe, "policies": second}))
+    with pytest.raises(UserError, match="device: expected one of this machine, found 'gpu'"):
+        run({**recipe, "device": "gpu"})
+    assert not (tmp_path / "run" / "pictures").exists()
 
 
 def test_other_weights_do_not_go_on_with_drawn_pictures(recipe: dict[str, Any], other_policy: Path) -> None:
