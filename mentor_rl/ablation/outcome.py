@@ -129,7 +129,7 @@ class Outcome:
     def caption(self) -> str:
         """How the numbers were taken, and how they are to be read."""
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
-        told = "; ".join(f"{key}: {value}" for key, value in self.facts.items() if value not in (None, "", False))
+        told = self.measured()
         spread = "Student's t over seeds" if len(self.seeds) > 1 else "bootstrap over items"
         return (
             f"{seeds[0].upper()}{seeds[1:]}; {told}. Intervals of values: 95 %, {spread}. Changes are paired: [ ] over "
@@ -137,6 +137,14 @@ class Outcome:
             f"that there is leaves zero out, and {WITHIN_NOISE} where that over items does not. Of 20 changes that are "
             "none, one will be taken for one."
         )
+
+    def measured(self) -> str:
+        """With what, by whom, on how much."""
+        names = (
+            {"judge": "judge (a stand-in: not comparable with published numbers)"} if self.facts.get("stand_in") else {}
+        )
+        told = {key: value for key, value in self.facts.items() if key != "stand_in" and value not in (None, "")}
+        return "; ".join(f"{names.get(key, key)}: {value}" for key, value in told.items())
 
     def _values(self, panel: str) -> str:
         names = self.metrics(panel)
@@ -169,12 +177,20 @@ def shown_value(cell: Cell | None, bold: bool = False) -> str:
 
 def shown_change(cell: Cell | None) -> str:
     """A change with its intervals and the verdict."""
-    if cell is None or cell.change is None:
+    if not (lines := change_lines(cell)):
         return ""
-    text = f"{cell.change[0]:+.3f} [{cell.change[1]:+.3f}, {cell.change[2]:+.3f}]"
+    value, verdict = lines[0].split(" ", 1)
+    return " ".join([value, *lines[1:], verdict])
+
+
+def change_lines(cell: Cell | None) -> list[str]:
+    """The change with the verdict, then each interval; nothing where there is no change."""
+    if cell is None or cell.change is None:
+        return []
+    lines = [f"{cell.change[0]:+.3f} {cell.verdict}", f"[{cell.change[1]:+.3f}, {cell.change[2]:+.3f}]"]
     if cell.over_seeds is not None:
-        text += f" ({cell.over_seeds[1]:+.3f}, {cell.over_seeds[2]:+.3f})"
-    return f"{text} {cell.verdict}"
+        lines.append(f"({cell.over_seeds[1]:+.3f}, {cell.over_seeds[2]:+.3f})")
+    return lines
 
 
 def _arm(held: Mapping[str, Any]) -> ArmOutcome:

@@ -120,13 +120,15 @@ def show_outcome(outcome: Outcome, folder: Path) -> None:
     for panel in outcome.panels():
         names = outcome.metrics(panel)
         table = Table(title=TITLES[panel], box=None, padding=(0, 1, 0, 0), header_style="bold")
-        table.add_column("arm", max_width=28)
+        table.add_column("arm", max_width=28, overflow="fold")
         for name in ("seeds", *names):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for name, arm in outcome.arms.items():
             table.add_row(name, str(len(arm.seeds)), *(_marked(arm, panel, metric) for metric in names))
         console.print(table)
     legend = f"▲ ▼ beyond noise against {outcome.reference}, over items and seeds; * trained on it"
+    if outcome.facts:
+        console.print(outcome.measured(), soft_wrap=True, markup=False)
     console.print(f"{legend}; intervals: {folder}/results/ablation.md", soft_wrap=True, markup=False)
     console.print(f"{folder}/report.html: open it in a browser", soft_wrap=True, markup=False)
     if outcome.missing:

@@ -108,8 +108,8 @@ def published_markdown(result: Result) -> str:
     lines.append("|---" * (len(table.columns) + 1) + "|")
     lines += [f"| {name} | {' | '.join(map(shown, values))} |" for name, values in table.rows.items()]
     for row in result.checkpoints:
-        ours = (_ours(result, row, place) for place in table.columns.values())
-        lines.append(f"| **{row}** (ours)[^protocol] | {' | '.join(map(cell, ours))} |")
+        ours = map(cell, ours_in(table, result, row))
+        lines.append(f"| **{row}** (ours)[^protocol] | {' | '.join(ours)} |")
     notes = " ".join([table.footnote.strip(), *(f"Here: {note}." for note in result.notes)])
     return "\n" + "\n".join(lines) + f"\n\n[^protocol]: {notes} Judge: {result.judge}. Published: {table.source}.\n"
 
@@ -119,6 +119,11 @@ def shown(value: Published) -> str:
     if isinstance(value, tuple):
         return f"{value[0]:g} ± {value[1]:g}"
     return "–" if value is None else f"{value:g}"
+
+
+def ours_in(table: PublishedTable, result: Result, row: str) -> list[Value]:
+    """A row of the result in the columns of a table."""
+    return [_ours(result, row, place) for place in table.columns.values()]
 
 
 def _ours(result: Result, row: str, place: str | None) -> Value:

@@ -16,7 +16,7 @@ from mentor_rl.ablation.outcome import (
     ArmOutcome,
     Cell,
     Outcome,
-    shown_change,
+    change_lines,
     shown_value,
 )
 from mentor_rl.gallery import Gallery
@@ -82,15 +82,15 @@ def _panel(outcome: Outcome, panel: str) -> str:
 
 
 def _cell(cell: Cell | None, arm: ArmOutcome, panel: str, metric: str) -> str:
-    """Value, and below it the change with its verdict."""
+    """Value, and below it the change with its verdict, then its intervals."""
     if cell is None:
         return ""
     value = escape(shown_value(cell))
     held_out = panel == REWARDS and arm.trained and metric not in arm.trained
     shown = f"<span class='held'>{value}</span>" if held_out else value
     kind = cell.verdict if cell.beyond_noise else "noise"
-    change = shown_change(cell)
-    return f"{shown}<br><small class='{kind}'>{escape(change)}</small>" if change else shown
+    change = "<br>".join(map(escape, change_lines(cell)))
+    return f"{shown}<br><small class='{kind}'>{change}</small>" if change else shown
 
 
 def _heat(outcome: Outcome, panel: str) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from mentor_base.errors import UserError
+from mentor_rl.evaluate.published import ours_in, shown, table_beside
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import Point, scatter_chart
 from mentor_rl.report.markup import figure, mean_of, picture, section, table, value_cell
@@ -27,8 +28,8 @@ def results_section(results: Mapping[Path, Result]) -> str:
         chart = figure(scatter(cp_pf(result)))
         charts = f'<div class="charts">{chart}</div>' if chart else ""
         sheet = file.with_suffix(".png")
-        shown = figure(picture(sheet, "", f"gallery of {result.benchmark}"), "wide") if sheet.exists() else ""
-        parts.append(section(result.benchmark, result_table({"": result}) + charts + shown))
+        gallery = figure(picture(sheet, "", f"gallery of {result.benchmark}"), "wide") if sheet.exists() else ""
+        parts.append(section(result.benchmark, result_table({"": result}) + published_table(result) + charts + gallery))
     return "".join(parts)
 
 
@@ -60,9 +61,31 @@ def result_table(results: Mapping[str, Result]) -> str:
     first = next(iter(results.values()))
     judge = f"Judge: {first.judge}{' (a stand-in: not comparable with published numbers)' if first.stand_in else ''}. "
     seeds = f"Seeds: {list(first.seeds)}."
-    notes = "".join(f"<li>{escape(note)}</li>" for note in first.notes)
+    gaps = [
+        f"{label or first.benchmark}: {result.coverage.get('scored'):g} of {result.coverage['items']:g} pictures scored"
+        for label, result in results.items()
+        if result.coverage.get("scored") != result.coverage.get("items")
+    ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in (*gaps, *first.notes))
     below = f"<p>{escape(judge + seeds)}</p>" + (f"<ul>{notes}</ul>" if notes else "")
     return table(["", *map(escape, columns)], rows) + below
+
+
+def published_table(result: Result) -> str:
+    """The paper's rows with the result's beneath, or why they are left out; nothing where the paper has none."""
+    try:
+        table_of = table_beside(result)
+    except UserError as error:
+        return f"<p class='note'>Published numbers are left out. {escape(str(error))}</p>"
+    if table_of is None:
+        return ""
+    rows = [[escape(name), *map(shown, values)] for name, values in table_of.rows.items()]
+    rows += [[f"<b>{escape(name)} (ours)</b>", *(value_cell(v) for v in ours_in(table_of, result, name))]
+             for name in result.checkpoints]  # fmt: skip
+    where = f"table {table_of.number}" if table_of.number is not None else "paper"
+    title = f"<h3>MENTOR, {where}: {escape(table_of.title)}</h3>"
+    told = f"<p class='note'>{escape(table_of.footnote.strip())} Published: {escape(table_of.source)}.</p>"
+    return title + table(["", *map(escape, table_of.columns)], rows) + told
 
 
 def cp_pf(result: Result) -> dict[str, Point]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mentor_base.runlog import RunFolder
 from mentor_rl.evaluate.result import Result
+from mentor_rl.gallery import Gallery
 from mentor_rl.report.benchmarks import read_results, results_together
 from mentor_rl.report.curves import charts_of_runs, read_metrics
 from mentor_rl.report.markup import section, table
-from mentor_rl.report.pictures import last_pictures, side_by_side
+from mentor_rl.report.pictures import benchmark_pictures, last_pictures, side_by_side
 from mentor_rl.report.run import facts_of
 
 SHOWN = ("steps", "seed", "minutes", "policy")
@@ -35,9 +36,25 @@ def comparison_section(runs: Mapping[str, tuple[Path, str]], extra: Mapping[str,
         _table_of(runs),
         results_together(results),
         section("Pictures", side_by_side(galleries, list(runs)), note),
+        *_benchmarks_side_by_side(runs),
         section("Curves", charts_of_runs({label: read_metrics(RunFolder(path)) for label, (path, _) in runs.items()})),
     ]
     return f"<section id='together'>{''.join(parts)}</section>"
+
+
+def _benchmarks_side_by_side(runs: Mapping[str, tuple[Path, str]]) -> list[str]:
+    """The first items of each split that several runs were measured on, all their rows next to each other."""
+    splits: dict[str, dict[str, tuple[Gallery, int]]] = {}
+    holders: dict[str, set[str]] = {}
+    for label, (path, _) in runs.items():
+        for split, rows in benchmark_pictures(path).items():
+            splits.setdefault(split, {}).update({f"{label}: {name}": shown for name, shown in rows.items()})
+            holders.setdefault(split, set()).add(label)
+    return [
+        section(f"Pictures: {split.replace('_', ' ')}", side_by_side(columns, list(columns)))
+        for split, columns in splits.items()
+        if len(holders[split]) > 1
+    ]
 
 
 def _table_of(runs: Mapping[str, tuple[Path, str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,9 +19,14 @@ def picture(file: Path, label: str, title: str = "") -> str:
     if not file.exists():
         return ""
     data = base64.b64encode(file.read_bytes()).decode("ascii")
-    caption = f"<span>{escape(label)}</span>" if label else ""
+    caption = f"<span>{breakable(label)}</span>" if label else ""
     source = f"data:image/{KINDS.get(file.suffix.lower(), 'png')};base64,{data}"
     return f'<span class="pic" title="{escape(title)}"><img alt="{escape(label)}" src="{source}">{caption}</span>'
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that a narrow place breaks between its words."""
+    return re.sub(r"([_=/])", r"\1<wbr>", escape(name))
 
 
 def card(prompt: str, pictures: str, below: str = "") -> str:

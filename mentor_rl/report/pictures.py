@@ -44,8 +44,8 @@ def over_time(shown: Gallery) -> str:
     return f"<div class='scroll' tabindex='0'>{table}</div>"
 
 
-def side_by_side(columns: Mapping[str, tuple[Gallery, int]], order: Sequence[str]) -> str:
-    """One card per prompt that two or more columns have: reference, then each column's picture with its scores.
+def side_by_side(columns: Mapping[str, tuple[Gallery, int]], order: Sequence[str], least: int = 2) -> str:
+    """One card per prompt that ``least`` columns have: reference, then each column's picture with its scores.
 
     Args:
         columns: name -> the pictures of a run, and the step that is shown.
@@ -61,7 +61,7 @@ def side_by_side(columns: Mapping[str, tuple[Gallery, int]], order: Sequence[str
             places.setdefault(key, {})[name] = i
     cards = []
     for key, prompt in prompts.items():
-        if len(places[key]) < 2:
+        if len(places[key]) < least:
             continue
         drawn, scores = [], {}
         for name, i in places[key].items():

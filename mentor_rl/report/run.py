@@ -55,7 +55,7 @@ def facts_of(recipe: Mapping[str, Any], manifest: Mapping[str, Any], metrics: Me
     """What the strip below a heading shows, and a row of the table of runs."""
     seconds = manifest.get("seconds")
     return {
-        "steps": int(max((points[-1][0] for points in metrics.values()), default=0)),
+        "steps": int(max(points[-1][0] for points in metrics.values())) if metrics else None,
         "seed": recipe.get("seed"),
         "minutes": round(float(seconds) / 60, 1) if seconds is not None else None,
         "policy": recipe.get("policy") or recipe.get("init"),
@@ -72,7 +72,7 @@ def facts_strip(facts: Mapping[str, Any]) -> str:
 def _benchmark_pictures(path: Path) -> list[str]:
     """The first items of each split, policies side by side."""
     return [
-        section(f"Pictures: {split.replace('_', ' ')}", side_by_side(columns, list(columns)))
+        section(f"Pictures: {split.replace('_', ' ')}", side_by_side(columns, list(columns), least=1))
         for split, columns in benchmark_pictures(path).items()
     ]
 

@@ -23,6 +23,7 @@ from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import COLOURS, heat_map, line_chart, scatter_chart
 from mentor_rl.plot_labels import Box, place_labels
+from mentor_rl.report.benchmarks import published_table
 from mentor_rl.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -157,7 +158,7 @@ def test_an_ablation_is_shown_with_its_matrix_and_its_arms_pictures(tmp_path: Pa
     assert page.count("<script") == 1
     assert "Not finished: full/seed1/benchmark." in page
     assert "+0.100 ▲" in page  # the heat map
-    assert "<small class='up'>+0.100 [+0.050, +0.150] (+0.020, +0.180) up</small>" in page
+    assert "<small class='up'>+0.100 up<br>[+0.050, +0.150]<br>(+0.020, +0.180)</small>" in page
     assert page.count("class='held'") == 1
     assert page.count('class="point"') == 2
     assert page.count("class='card'") == 1
@@ -260,6 +261,33 @@ def test_a_benchmark_s_rows_stand_side_by_side(run: RunFolder, tmp_path: Path) -
     shown = page.partition("Pictures: unseen pairs")[2].partition("<h2>")[0]
     assert shown.count("class='card'") == 2
     assert "<td>CP</td><td>0.100</td><td>0.700</td>" in shown
+
+
+def test_benchmarks_of_several_runs_stand_side_by_side_and_gaps_are_told(tmp_path: Path) -> None:
+    shade, folders = {"one": "red", "two": "blue"}, []
+    for name, colour in shade.items():
+        run = RunFolder.open(tmp_path / name, {"kind": "evaluate", "run": name})
+        images, scores = [Image.new("RGB", (8, 8), colour)], [{"CP": 0.5}]
+        gallery.save_rows(run.path / "results" / "pictures" / "seen", [Prompt("a fox")], {"fox": (images, scores)})
+        facts = {"judge": "j", "coverage": {"items": 9, "scored": 8}, "details": {"items": 9, "all items": 9}}
+        Result("dreambench_plus", {"fox": {"CP": 0.5, "PF": 0.5}}, **facts).write(run.result_path("dreambench_plus"))
+        folders.append(run.path)
+    page = write_report(folders, tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count("class='card'") == 1 + 2  # together, and each run's own
+    assert "<span>one: fox</span>" in page
+    assert "<span>two: fox</span>" in page
+    assert "8 of 9 pictures scored" in page
+    assert "Published numbers are left out. dreambench_plus: not all pictures were scored" in page
+
+
+def test_published_rows_stand_above_ours() -> None:
+    scored = {"items": 1350, "scored": 1350}
+    result = Result("dreambench_plus", {"fox": {"CP": 0.5}}, coverage=scored, checkpoints={"fox": "x"})
+    shown = published_table(result)
+    assert "MENTOR, table 1" in shown
+    assert shown.index("DreamBooth") < shown.index("<b>fox (ours)</b>")
+    assert "The paper's judge is" in html.unescape(shown)
+    assert published_table(Result("t2i_rewards", {})) == ""
 
 
 def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong() -> None:
