@@ -11,10 +11,13 @@ from typing import Any
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import write_atomically
+from mentor_rl.evaluate.published import published_tables, shown
 from mentor_rl.evaluate.result import number
 
 BENCHMARK, REWARDS = "benchmark", "rewards"
 TITLES = {BENCHMARK: "Benchmark", REWARDS: "Rewards on the fixed unseen prompts, last step"}
+DREAMBENCH_PLUS, PICTURES = "dreambench_plus", 1350  # what the paper's ablations were measured with
+HIDDEN = ("stand_in", "published")  # facts that are told in other words
 WITHIN_NOISE = "within noise"
 
 
@@ -122,6 +125,7 @@ class Outcome:
                 f"Change from `{self.reference}`:\n",
                 self._changes(panel),
             ]
+        parts.append(self.published_markdown())
         if self.missing:
             parts.append(f"Not finished: {', '.join(self.missing)}.\n")
         return "\n".join(part for part in parts if part)
@@ -140,11 +144,31 @@ class Outcome:
 
     def measured(self) -> str:
         """With what, by whom, on how much."""
-        names = (
-            {"judge": "judge (a stand-in: not comparable with published numbers)"} if self.facts.get("stand_in") else {}
-        )
-        told = {key: value for key, value in self.facts.items() if key != "stand_in" and value not in (None, "")}
-        return "; ".join(f"{names.get(key, key)}: {value}" for key, value in told.items())
+        told = {key: value for key, value in self.facts.items() if key not in HIDDEN and value not in (None, "")}
+        marks = {"judge": " (a stand-in: not comparable with published numbers)"} if self.facts.get("stand_in") else {}
+        return "; ".join(f"{key}{marks.get(key, '')}: {value}" for key, value in told.items())
+
+    def published_markdown(self) -> str:
+        """The paper's table that the recipe names with our arms beneath, or why it is left out."""
+        if self.facts.get("published") is None:
+            return ""
+        table, measured = published_tables()[self.facts["published"]], self.facts.get("benchmark")
+        whole = self.facts.get("items") == PICTURES * len(self.facts.get("sampling seeds", "").split(","))
+        reasons = {
+            f"measured by {measured}, theirs by {DREAMBENCH_PLUS}": measured != DREAMBENCH_PLUS,
+            f"judged by a stand-in ({self.facts.get('judge')})": self.facts.get("stand_in"),
+            f"not all {PICTURES} items were measured": not whole,
+            "not all runs are finished": self.missing,
+        }
+        if why := next((reason for reason, holds in reasons.items() if holds), None):
+            return f"Published numbers are left out: {why}.\n"
+        lines = [f"| MENTOR, table {table.number}: {table.title} | {' | '.join(table.columns)} |"]
+        lines.append("|---" * (len(table.columns) + 1) + "|")
+        lines += [f"| {name} | {' | '.join(map(shown, values))} |" for name, values in table.rows.items()]
+        for name, arm in self.arms.items():
+            cells = arm.panels.get(BENCHMARK, {})
+            lines.append(f"| **{name}** (ours) | {' | '.join(shown_value(cells.get(c)) for c in table.columns)} |")
+        return "\n".join(lines) + f"\n\n{table.footnote.strip()} Published: {table.source}.\n"
 
     def _values(self, panel: str) -> str:
         names = self.metrics(panel)

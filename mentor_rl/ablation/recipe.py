@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mentor_base.errors import nearest
 from mentor_base.settings import InputPath, Positive, Section
+from mentor_rl.evaluate.published import published_tables
 from mentor_rl.recipe_common import Common
 
 
@@ -57,6 +59,9 @@ class AblateRecipe(Common):
         None, description="the arm that the others are compared with; default: 'full', the recipes as they stand"
     )
     untuned: bool = Field(False, description="measure what the first stage starts from, too")
+    published: str | None = Field(
+        None, description="the paper's table to stand above ours: removals, task_weights or guidance"
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1)
 
     @model_validator(mode="after")
@@ -69,6 +74,8 @@ class AblateRecipe(Common):
             raise ValueError("stages.benchmark: this name belongs to the benchmark; choose another one")
         if self.untuned and not self.stages:
             raise ValueError("untuned: expected stages that tune something, found none")
+        if self.published is not None and self.published not in (known := published_tables()):
+            raise ValueError(f"published: unknown table '{self.published}'; {nearest(self.published, known)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, found {list(self.seeds)}")
         return self

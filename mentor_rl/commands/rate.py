@@ -48,8 +48,9 @@ def import_ratings(
     facts = {axis: _axis(ratings, axis, judged) for axis in AXES if any(rating.axis == axis for rating in ratings)}
     Console().print(_table(facts))
     if judged is not None:
-        print(f"judge: {judged.judge}")
-    print(_paper())
+        print(f"judge{' (a stand-in)' * judged.stand_in}: {judged.judge}")
+    if judged is None or not judged.stand_in:
+        print(_paper())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, json.dumps(_finite(facts), indent=1) + "\n")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mentor_base.errors import UserError
+from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.dreambench_plus import balance, summary
 from mentor_rl.evaluate.dreambench_plus_data import REFERENCES
 from mentor_rl.evaluate.geneval import TAGS
@@ -93,3 +94,24 @@ def test_a_stand_in_never_stands_beside_published_numbers() -> None:
     assert table_beside(Result("t2i_rewards", {})) is None
     with pytest.raises(UserError, match="did you mean 'MENTOR'"):
         published_tables()["fid"].value("MENTO", "FID")
+
+
+def test_an_ablation_stands_beneath_the_papers_where_it_was_measured_alike() -> None:
+    arms = {"guidance_scale=7.5": ArmOutcome({}, (), (42,), {"benchmark": {"CP": Cell(0.5, {"42": 0.5})}})}
+    facts = {"benchmark": "dreambench_plus", "judge": "gpt-4o-2024-05-13", "items": 1350, "published": "guidance"}
+
+    def text(missing: tuple[str, ...] = (), **changes: object) -> str:
+        return Outcome("abl", "", "x", (42,), arms, missing, {**facts, **changes}).markdown()
+
+    assert "| 7.5 | 0.557 | 0.84 | 0.468 |" in text()
+    assert "| **guidance_scale=7.5** (ours) | 0.500 |  |  |" in text()
+    assert "published: guidance" not in text()
+    for changes, why in (
+        ({"stand_in": True}, "judged by a stand-in (gpt-4o-2024-05-13)"),
+        ({"benchmark": "emojibench"}, "measured by emojibench, theirs by dreambench_plus"),
+        ({"items": 6}, "not all 1350 items were measured"),
+        ({"missing": ("a/seed0/benchmark",)}, "not all runs are finished"),
+    ):
+        assert f"Published numbers are left out: {why}." in text(**changes)  # type: ignore[arg-type]
+        assert "0.557" not in text(**changes)  # type: ignore[arg-type]
+    assert "Published" not in text(published=None)
