@@ -83,6 +83,7 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     local = pictures_per_process(recipe, launched_processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
+    rewards.check_files()
     rewards.check_servers()  # remote rewards say now what they need
     check_rewards(rewards, some_prompts(recipe, world))
     policy, processor = load_policy(recipe.policy)

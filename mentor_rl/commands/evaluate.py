@@ -41,15 +41,12 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
 
         result = evaluate(recipe, open_run(recipe, PASSING))
     else:
-        from mentor_rewards.contract import Served
-
         from mentor_rl.evaluate.picture_run import build_benchmark, check_policies, run_benchmark
 
         assert isinstance(recipe, PictureRecipe)
         check_policies(recipe)
         benchmark = build_benchmark(recipe)  # a fault in its data shows before there is a run folder
-        if isinstance(benchmark, Served):
-            benchmark.check_server()  # and so does a judge that would be missed once all pictures are drawn
+        benchmark.check()  # and so does a judge that would be missed once all pictures are drawn
         result = run_benchmark(recipe, benchmark, open_run(recipe, PASSING))
     if result is None:  # another process than the first: that one shows the result
         return

@@ -87,6 +87,12 @@ class Ade20k:
             for label in (range(1, CLASSES + 1) if self.recipe.labels == "all" else self.present[scene.name])
         ]
 
+    def check(self) -> None:
+        """The tokenizer, where one is named; and the training pictures, where tau is tuned."""
+        self.ceiling.check()
+        if self.recipe.tune_tau:
+            read_scenes(self.recipe.data, "training")
+
     def load(self, device: str) -> None:
         """The tokenizer, where one is named; and tau, where it is tuned."""
         self.ceiling.load(device)

@@ -114,9 +114,8 @@ class Tabulated:
 
 
 class Benchmark(Protocol):
-    """A benchmark. Constructed from its recipe, with a look at its data; weights and servers come with ``load``.
-
-    One that asks a server has ``check_server`` beside (mentor_rewards.contract.Served), called before all work.
+    """A benchmark. Constructed from its recipe, with a look at its data. What judges is looked for by ``check``, before
+    there is a run folder, and read by ``load``, when all is drawn.
 
     Attributes:
         name: as in the recipe.
@@ -132,6 +131,13 @@ class Benchmark(Protocol):
 
         Raises:
             UserError: the data set is not there, or not in the expected layout.
+        """
+
+    def check(self) -> None:
+        """Refuse what ``load`` would miss: files (fetched, where they are a hub's) and servers. Reads no weights.
+
+        Raises:
+            UserError, RewardError: which, where, and what was expected.
         """
 
     def load(self, device: str) -> None:

@@ -52,6 +52,10 @@ class DreamBench:
         """750: 25 prompts for each subject."""
         return list(items_of(list(self.subjects.values()), self.recipe.template))
 
+    def check(self) -> None:
+        """All towers."""
+        self._towers.check()  # those against all references are among them
+
     def load(self, device: str) -> None:
         """All towers."""
         for scorer in self._scorers():

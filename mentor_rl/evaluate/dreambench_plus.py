@@ -53,13 +53,13 @@ class DreamBenchPlus:
         """1,350: nine prompts for each reference."""
         return list(items_of(self.references, self.template))
 
+    def check(self) -> None:
+        """The judge."""
+        self.panel.check()
+
     def load(self, device: str) -> None:
         """The judge."""
         self.panel.load(device)
-
-    def check_server(self) -> None:
-        """The judge's; see mentor_rewards.contract.Served."""
-        self.panel.check_server()
 
     def unload(self) -> None:
         """The judge."""

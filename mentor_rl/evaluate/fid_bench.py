@@ -31,7 +31,7 @@ class Fid:
     """See benchmark.Benchmark.
 
     Raises:
-        UserError: no prompts, no weights, or no real pictures: before anything is drawn.
+        UserError: no prompts, or no real pictures.
     """
 
     name = "fid"
@@ -40,7 +40,6 @@ class Fid:
     def __init__(self, recipe: FidRecipe) -> None:
         self.recipe, self.real = recipe, Path(recipe.real)
         self._texts = read_prompts(Path(recipe.prompts))
-        self._weights = find_weights(recipe.features, recipe.weights)
         self._files = _real_files(self.real)
         self._extractor: Extractor | None = None
         self._real_features: np.ndarray | None = None
@@ -49,9 +48,16 @@ class Fid:
         """One per prompt."""
         return [Item(f"prompt_{number:05d}", text) for number, text in enumerate(self._texts)]
 
+    def check(self) -> None:
+        """The network's weights, and the statistics where they take the place of pictures."""
+        find_weights(self.recipe.features, self.recipe.weights)
+        if self._files is None:
+            _statistics(self.real)
+
     def load(self, device: str) -> None:
         """The network."""
-        self._extractor = load_extractor(self.recipe.features, self._weights, device)
+        weights = find_weights(self.recipe.features, self.recipe.weights)
+        self._extractor = load_extractor(self.recipe.features, weights, device)
 
     def unload(self) -> None:
         """Free the network."""
@@ -93,7 +99,9 @@ class Fid:
             raise UserError(f"{scored.row}: expected at least two pictures, found {len(made_NC)}")
         label = self.extractor.label
         if self._files is None:
-            mean_C, covariance_CC = _statistics(self.real, made_NC.shape[1])
+            mean_C, covariance_CC = _statistics(self.real)
+            if len(mean_C) != made_NC.shape[1]:
+                raise UserError(f"{self.real}: expected statistics of {made_NC.shape[1]} features, found {len(mean_C)}")
         else:
             real_MC = self._features_of_real(self._files)
             mean_C, covariance_CC = real_MC.mean(0, dtype=np.float64), covariance(real_MC)
@@ -145,15 +153,15 @@ def _real_files(real: Path) -> list[Path] | None:
     return sorted(found)
 
 
-def _statistics(file: Path, features: int) -> Statistics:
+def _statistics(file: Path) -> Statistics:
     """Mean [C] and covariance [C, C]; nothing in the file is run."""
     try:
         with np.load(file, allow_pickle=False) as held:
             mean_C, covariance_CC = held["mu"].astype(np.float64), held["sigma"].astype(np.float64)
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{file}: expected an .npz with the arrays mu and sigma: {error}") from error
-    if mean_C.shape != (features,) or covariance_CC.shape != (features, features):
-        raise UserError(f"{file}: expected statistics of {features} features, found {mean_C.shape}")
+    if mean_C.ndim != 1 or covariance_CC.shape != 2 * mean_C.shape:
+        raise UserError(f"{file}: expected mu [C] and sigma [C, C], found {mean_C.shape} and {covariance_CC.shape}")
     return mean_C, covariance_CC
 
 

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from mentor_rewards.clip_preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from mentor_rewards.clip_reward import CLIP_B32
-from mentor_rewards.clip_towers import ClipTower
+from mentor_rewards.clip_towers import ClipTower, find_clip
 from mentor_rewards.contract import RewardError
-from mentor_rewards.dino_checkpoints import load_dino
-from mentor_rewards.pretrained import model_folder
-from mentor_rewards.weights import TOKENIZER_FILES, checksum
+from mentor_rewards.dino_checkpoints import find_dino, load_dino
+from mentor_rewards.weights import checksum
 from PIL import Image
 
 from mentor_base.errors import UserError
@@ -95,7 +94,7 @@ class ClipFeatures:
 
 
 def find_weights(features: str, weights: str | Path | None) -> str | Path:
-    """The weights that a recipe means, there or fetched; before anything is drawn.
+    """The weights that a recipe means, there or fetched.
 
     Raises:
         UserError: Inception without a file, or weights that are nowhere.
@@ -110,7 +109,7 @@ def find_weights(features: str, weights: str | Path | None) -> str | Path:
         return weights
     source = weights or (DINOV2 if features == "dinov2" else CLIP_B32)
     try:
-        model_folder(source, TOKENIZER_FILES if features == "clip" else ())
+        find_dino(source, "dinov2") if features == "dinov2" else find_clip(source)
     except RewardError as error:
         raise UserError(f"weights: {error}") from error
     return source

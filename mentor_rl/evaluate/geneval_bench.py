@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from mentor_rewards.contract import RewardError
-from mentor_rewards.pretrained import model_folder
-from mentor_rewards.weights import TOKENIZER_FILES
 
-from mentor_base.errors import UserError
 from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.benchmark import Facts, Item, Sample, Scored, Tabulated, Unscored
 from mentor_rl.evaluate.geneval import TAGS, GenEvalPrompt, judge, overall, read_prompts
-from mentor_rl.evaluate.geneval_colours import ClipColours, ColourNamer
-from mentor_rl.evaluate.geneval_detector import Detector, Mask2FormerDetector
+from mentor_rl.evaluate.geneval_colours import ClipColours, ColourNamer, find_colours
+from mentor_rl.evaluate.geneval_detector import Detector, Mask2FormerDetector, find_detector
 from mentor_rl.evaluate.recipes import GenEvalRecipe
 from mentor_rl.evaluate.result import Value
 
@@ -33,7 +29,7 @@ class GenEval:
         detector, colours: instead of the recipe's.
 
     Raises:
-        UserError: no prompts, or weights that are nowhere: before anything is drawn.
+        UserError: no prompts.
     """
 
     name = "geneval"
@@ -44,14 +40,17 @@ class GenEval:
     ) -> None:
         self.recipe, self.detector, self.colours = recipe, detector, colours
         self._asked = {f"{prompt.number:05d}": prompt for prompt in read_prompts(recipe.data)}
-        if detector is None:
-            _find("detector", recipe.detector)
-        if colours is None:
-            _find("colours", recipe.colours, TOKENIZER_FILES)
 
     def items(self) -> Sequence[Item]:
         """One per prompt."""
         return [Item(key, prompt.text, facts={"tag": prompt.tag}) for key, prompt in self._asked.items()]
+
+    def check(self) -> None:
+        """The files of both networks."""
+        if self.detector is None:
+            find_detector(self.recipe.detector)
+        if self.colours is None:
+            find_colours(self.recipe.colours)
 
     def load(self, device: str) -> None:
         """Read both networks."""
@@ -127,10 +126,3 @@ def accuracies(tags: Sequence[str], shares: Sequence[float]) -> dict[str, Value]
     if len(draws) == len(TAGS):
         rows["overall"] = [overall(means), *bootstrap.interval(np.mean(list(draws.values()), axis=0))]
     return rows | {tag: [mean, *bootstrap.interval(draws[tag])] for tag, mean in means.items()}
-
-
-def _find(option: str, source: object, extra: tuple[str, ...] = ()) -> None:
-    try:
-        model_folder(str(source), extra)
-    except RewardError as error:
-        raise UserError(f"{option}: {error}") from error

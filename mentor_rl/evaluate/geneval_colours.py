@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from mentor_rewards.clip_towers import ClipTower
+from mentor_rewards.clip_towers import ClipTower, find_clip
 from mentor_rewards.contract import RewardError
 from PIL import Image
 
@@ -36,6 +36,18 @@ class ColourNamer(Protocol):
 
     def __call__(self, image: Image.Image, objects: Sequence[Detection], name: str) -> list[str]:
         """One of COLOURS for each object; ``name`` is their class."""
+
+
+def find_colours(source: str | Path) -> None:
+    """Whether CLIP's files are there, or can be fetched.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        find_clip(source)
+    except RewardError as error:
+        raise UserError(f"colours: {error}") from error
 
 
 class ClipColours:

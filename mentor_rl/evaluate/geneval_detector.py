@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from mentor_rewards.contract import RewardError
-from mentor_rewards.pretrained import load_model, model_folder, weights_of
+from mentor_rewards.pretrained import load_model, model_folder, typed_weights
 from mentor_rewards.weights import checksum
 from PIL import Image
 from torch import nn
@@ -51,6 +51,18 @@ class Detector(Protocol):
 
     def __call__(self, image: Image.Image) -> list[Detection]:
         """All objects with a score above THRESHOLD, best first."""
+
+
+def find_detector(source: str | Path) -> list[Path]:
+    """The detector's files of weights, there or fetched; its config says what it is.
+
+    Raises:
+        UserError: no such model, or another one.
+    """
+    try:
+        return typed_weights(model_folder(source), "mask2former")
+    except RewardError as error:
+        raise UserError(f"detector: {error}") from error
 
 
 class InstanceNetwork(Mask2FormerPreTrainedModel):
@@ -85,10 +97,10 @@ class Mask2FormerDetector:
     def __init__(
         self, source: str | Path = MASK2FORMER, device: str = "cpu", short: int = SHORT, long: int = LONG
     ) -> None:
+        files = find_detector(source)
         try:
-            folder = model_folder(source)
-            self.model: Any = load_model(InstanceNetwork, folder, "float32").to(device)
-            digest = checksum(weights_of(folder)[0])[:12]
+            self.model: Any = load_model(InstanceNetwork, files[0].parent, "float32").to(device)
+            digest = checksum(files[0])[:12]
         except RewardError as error:
             raise UserError(f"detector: {error}") from error
         classes = self.model.config.num_labels

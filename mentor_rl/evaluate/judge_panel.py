@@ -63,13 +63,17 @@ class JudgePanel:
         self._answers = JudgeCache(Path(s.cache)) if s.cache else None
         self._loop = EventLoop()
 
-    def check_server(self) -> None:
-        """Whether the judge's server answers; a judge in this process has none.
+    def check(self) -> None:
+        """Whether the judge's server answers, or the files of a judge in this process are there.
 
         Raises:
-            RewardError: it does not.
+            RewardError: it does not, they are not.
         """
-        if self.settings.backend == "server":
+        if self.settings.backend == "local":
+            from mentor_rewards.judge_local import find_local
+
+            find_local(self.settings.model)
+        else:
             self._client().check_server()
 
     def _client(self) -> JudgeClient:

@@ -67,6 +67,10 @@ class Reconstruction:
             for number, file in enumerate(self.files)
         ]
 
+    def check(self) -> None:
+        """The tokenizer, where one is named."""
+        self.ceiling.check()
+
     def load(self, device: str) -> None:
         """The tokenizer, where one is named."""
         self.ceiling.load(device)

@@ -37,9 +37,11 @@ class RewardScorer:
         self._composite = Composite(placed)
         self._composite.load()
 
-    def check_servers(self) -> None:
-        """Refuse rewards whose server does not answer."""
-        Composite(self.entries).check_servers()
+    def check(self) -> None:
+        """Refuse rewards whose files are missing, or whose server does not answer."""
+        composite = Composite(self.entries)
+        composite.check_files()
+        composite.check_servers()
 
     def unload(self) -> None:
         """Free them."""

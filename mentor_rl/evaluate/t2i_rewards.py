@@ -43,13 +43,13 @@ class T2IRewards:
             for number, text in enumerate(texts)
         ]
 
+    def check(self) -> None:
+        """All rewards."""
+        self._rewards.check()
+
     def load(self, device: str) -> None:
         """All rewards."""
         self._rewards.load(device)
-
-    def check_server(self) -> None:
-        """Those of the rewards that have one; see mentor_rewards.contract.Served."""
-        self._rewards.check_servers()
 
     def unload(self) -> None:
         """All rewards."""

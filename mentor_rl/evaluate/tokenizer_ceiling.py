@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mentor_base.errors import UserError
 from mentor_base.images import to_images, to_pixels
 from mentor_rl.evaluate.fingerprint import fingerprint
 
@@ -31,6 +32,19 @@ class Ceiling:
             model_folder(source)
         self.source = source
         self._vq: VQModel | None = None
+
+    def check(self) -> None:
+        """Whether the tokenizer's files are there, where one is named.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.source is not None:
+            from mentor_base.checkpoint import model_folder
+
+            folder = model_folder(self.source)
+            if not any(folder.glob("*.safetensors")):
+                raise UserError(f"{folder}: expected the tokenizer's weights, *.safetensors, found none")
 
     def load(self, device: str) -> None:
         """Bring the tokenizer to a device, where one is named."""

@@ -51,6 +51,11 @@ class Aesthetic(ClipReward):
         self._weight: np.ndarray | None = None
         self._bias = 0.0
 
+    def check_files(self) -> None:
+        """The head, and the tower's."""
+        find_weights(self.head, _FILE, self.sha256)
+        super().check_files()
+
     def load(self, device: str, dtype: str) -> None:
         """Take the shared tower and collapse the head.
 

@@ -103,11 +103,23 @@ class UpstreamScorer:
         return _too_long(self._model.blip.tokenizer, prompts)
 
 
+def find_tokenizer(source: str | Path) -> Path:
+    """The folder of a tokenizer, there or fetched.
+
+    Raises:
+        RewardError: no folder, or none of a tokenizer's files in it.
+    """
+    folder = find_folder(source, (*TOKENIZER_FILES, "vocab.txt", "config.json"))
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise RewardError(f"{folder}: expected a tokenizer, tokenizer.json or vocab.txt, found neither")
+    return folder
+
+
 def _tokenizer(source: str | Path, entries: int, where: str) -> Any:
     """BERT's uncased tokenizer with BLIP's two marks; it must have as many entries as the embedding has rows."""
     from transformers import AutoTokenizer
 
-    folder = find_folder(source, (*TOKENIZER_FILES, "vocab.txt", "config.json"))
+    folder = find_tokenizer(source)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     if len(tokenizer) != entries:

@@ -75,6 +75,13 @@ class ClipReward(Reward):
             raise RewardError("score before load")
         return self._tower
 
+    def check_files(self) -> None:
+        """The tower's; upstream's package looks for its own."""
+        if self.backend == "transformers":
+            from mentor_rewards.clip_towers import find_clip
+
+            find_clip(self.checkpoint)
+
     def load(self, device: str, dtype: str) -> None:
         """Take the shared tower, or upstream's."""
         if self.backend == "upstream":

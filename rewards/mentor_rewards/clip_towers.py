@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -28,6 +28,32 @@ from mentor_rewards.weights import TOKENIZER_FILES, checksum, find_folder
 
 _LEGACY_EOS = 2  # OpenAI's configs say 2; transformers then pools at the largest token id
 Activation = Literal["gelu", "quick_gelu"]
+
+
+class ClipFiles(NamedTuple):
+    """What a tower is read from: its files of weights, their folder, the tokenizer's folder, the preprocessing."""
+
+    weights: list[Path]
+    own: Path
+    words: Path
+    pixels: PixelsOf
+
+
+def find_clip(
+    source: str | Path, tokenizer: str | Path | None = None, preprocessing: PixelsOf | None = None
+) -> ClipFiles:
+    """The parts of a tower, there or fetched; arguments as in ``ClipTower.load``. Reads configs only.
+
+    Raises:
+        RewardError: a missing folder or file, or another model's.
+    """
+    path = Path(source).expanduser()
+    own = path.parent if path.is_file() else model_folder(source, TOKENIZER_FILES)
+    files = [path] if path.is_file() else _weights_of(own)
+    words = own if tokenizer is None else find_folder(tokenizer, (*TOKENIZER_FILES, "config.json"))
+    if not any((words / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise RewardError(f"{words}: expected a tokenizer, tokenizer.json or vocab.json, found neither")
+    return ClipFiles(files, own, words, Preprocessing.load(own) if preprocessing is None else preprocessing)
 
 
 class ClipTower:
@@ -63,10 +89,7 @@ class ClipTower:
             RewardError: missing folder or file, tensors that do not fit, a tokenizer that does not fit the model.
         """
         path = Path(source).expanduser()
-        own = path.parent if path.is_file() else model_folder(source, TOKENIZER_FILES)
-        words = own if tokenizer is None else find_folder(tokenizer, (*TOKENIZER_FILES, "config.json"))
-        files = [path] if path.is_file() else _weights_of(own)
-        pixels = Preprocessing.load(own) if preprocessing is None else preprocessing
+        files, own, words, pixels = find_clip(source, tokenizer, preprocessing)
         weights = (*(str(file.resolve()) for file in files), device, dtype, activation if path.is_file() else None)
         key = (*weights, str(words.resolve()), pixels)
         with _LOCK:

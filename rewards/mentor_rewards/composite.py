@@ -27,6 +27,7 @@ import numpy as np
 
 from mentor_rewards.contract import (
     AnyReward,
+    FromFiles,
     RewardBatch,
     RewardEntry,
     RewardError,
@@ -109,6 +110,12 @@ class Composite:
             self.unload()
             raise
         self._schedule.open()
+
+    def check_files(self) -> None:
+        """Refuse, before any work, rewards whose weights are not there; see FromFiles."""
+        for name, reward in self.rewards.items():
+            if isinstance(reward, FromFiles):
+                guarded(name, "check_files", reward.check_files)
 
     def check_servers(self) -> None:
         """Refuse, before any work, rewards whose server does not answer; see Served."""

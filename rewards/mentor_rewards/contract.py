@@ -263,6 +263,18 @@ class Served(Protocol):
 
 
 @runtime_checkable
+class FromFiles(Protocol):
+    """What a reward has beside, if its ``load`` reads files that may not be there."""
+
+    def check_files(self) -> None:
+        """Find what ``load`` will read, fetched where it is a hub's, but read no weights; called as check_server is.
+
+        Raises:
+            RewardError: something is missing; says what was expected where.
+        """
+
+
+@runtime_checkable
 class AsyncReward(Protocol):
     """A reward that waits, e.g. for a server: as Reward, with ``ascore`` in the place of ``score``.
 

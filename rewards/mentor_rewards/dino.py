@@ -56,6 +56,12 @@ class Dino(Reward):
         self._model: Any = None
         self._files: list[Path] = []
 
+    def check_files(self) -> None:
+        """The network's."""
+        from mentor_rewards.dino_checkpoints import find_dino
+
+        find_dino(self.checkpoint, self.model_type)
+
     def load(self, device: str, dtype: str) -> None:
         """Read the network.
 

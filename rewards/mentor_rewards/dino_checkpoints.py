@@ -22,9 +22,8 @@ from mentor_rewards.pretrained import (
     load_model,
     load_state,
     model_folder,
-    read_json,
     read_tensors,
-    weights_of,
+    typed_weights,
 )
 
 _EPSILON = 1e-6
@@ -46,6 +45,20 @@ _LAYER = {
 }
 
 
+def find_dino(source: str | Path, model_type: str) -> list[Path]:
+    """The files of weights, there or fetched; arguments as in ``load_dino``. Reads the config only.
+
+    Raises:
+        RewardError: no such weights, or a file or config of another network.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        if model_type != "vit":
+            raise RewardError(f"{path}: expected a folder of a transformers model, found a file")
+        return [path]
+    return typed_weights(model_folder(source), model_type)
+
+
 def load_dino(source: str | Path, model_type: str, dtype: str) -> tuple[Any, list[Path]]:
     """The network and the files it was read from.
 
@@ -57,18 +70,13 @@ def load_dino(source: str | Path, model_type: str, dtype: str) -> tuple[Any, lis
     """
     from transformers import Dinov2Model, ViTModel
 
-    path = Path(source).expanduser()
-    if path.is_file():
-        if model_type != "vit":
-            raise RewardError(f"{path}: expected a folder of a transformers model, found a file")
-        state = read_tensors(path)
-        config = _config(state, str(path))
-        return load_state(ViTModel, config, _renamed(state), dtype, str(path), add_pooling_layer=False), [path]
-    folder = model_folder(source)
-    found = read_json(folder / "config.json").get("model_type")
-    if found != model_type:
-        raise RewardError(f"{folder}: expected model_type '{model_type}', found {found!r}")
-    files = weights_of(folder)
+    files = find_dino(source, model_type)
+    if Path(source).expanduser().is_file():
+        state, where = read_tensors(files[0]), str(files[0])
+        return load_state(
+            ViTModel, _config(state, where), _renamed(state), dtype, where, add_pooling_layer=False
+        ), files
+    folder = files[0].parent
     if model_type == "vit":
         return load_model(ViTModel, folder, dtype, add_pooling_layer=False), files
     return load_model(Dinov2Model, folder, dtype), files

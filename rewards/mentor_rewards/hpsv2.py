@@ -64,6 +64,15 @@ class HPSv2(ClipReward):
         self._upstream: Any = None
         self._path = Path()
 
+    def check_files(self) -> None:
+        """The checkpoint, and CLIP's tokenizer."""
+        path = find_weights(self.checkpoint, self.file, self.sha256)
+        if self.backend == "transformers":
+            from mentor_rewards.clip_preprocessing import Letterbox
+            from mentor_rewards.clip_towers import find_clip
+
+            find_clip(path, self.tokenizer, Letterbox(self.side, self.antialias))
+
     def load(self, device: str, dtype: str) -> None:
         """Take the shared tower, or import upstream's package.
 

@@ -50,6 +50,14 @@ class ImageReward(Reward):
         self.checkpoint, self.tokenizer, self.backend, self.sha256 = checkpoint, tokenizer, backend, sha256
         self._scorer: Scorer | None = None
 
+    def check_files(self) -> None:
+        """The checkpoint, and BERT's tokenizer."""
+        find_weights(self.checkpoint, _FILE, self.sha256)
+        if self.backend == "transformers":
+            from mentor_rewards.blip_scorer import find_tokenizer
+
+            find_tokenizer(self.tokenizer)
+
     def load(self, device: str, dtype: str) -> None:
         """Read the checkpoint; the head stays in float32 whatever the dtype."""
         from mentor_rewards.blip_scorer import BlipScorer, UpstreamScorer

@@ -21,8 +21,19 @@ import torch
 from mentor_rewards.contract import RewardError, one_line
 from mentor_rewards.judge_prompts import MAX_PIXELS, MIN_PIXELS, Question
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling
+from mentor_rewards.pretrained import model_folder, weights_of
+from mentor_rewards.weights import TOKENIZER_FILES
 
 IMAGE = 1  # the type of a picture's tokens in mm_token_type_ids; text is 0
+
+
+def find_local(model: str) -> None:
+    """Whether a judge's files are there, or can be fetched.
+
+    Raises:
+        RewardError: they are not.
+    """
+    weights_of(model_folder(model, TOKENIZER_FILES))
 
 
 class LocalJudge:

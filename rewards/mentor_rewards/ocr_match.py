@@ -50,15 +50,15 @@ class OcrMatch(Reward):
         self.short_side, self.threads = short_side, threads
         self._reader: Any = None
 
+    def check_files(self) -> None:
+        """The package, which brings its networks."""
+        _package()
+
     def load(self, device: str, dtype: str) -> None:
         """Build the reader; on the CPU in float32 only."""
         if device != "cpu":
             raise RewardError(f"ocr_match: runs on the device 'cpu' only, found '{device}'")
-        try:
-            from rapidocr_onnxruntime import RapidOCR
-        except ImportError as error:
-            raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[ocr]'") from error
-        self._reader = RapidOCR(intra_op_num_threads=self.threads, inter_op_num_threads=1)
+        self._reader = _package().RapidOCR(intra_op_num_threads=self.threads, inter_op_num_threads=1)
         logging.getLogger("RapidOCR").setLevel(logging.ERROR)  # it warns of every picture without text
 
     def unload(self) -> None:
@@ -127,3 +127,11 @@ def readable(image: Image.Image, short_side: int) -> Image.Image:
     ground = Image.new("RGB", (max(image.width, least), max(image.height, least)), WHITE)
     ground.paste(image, ((ground.width - image.width) // 2, (ground.height - image.height) // 2))
     return ground
+
+
+def _package() -> Any:
+    try:
+        import rapidocr_onnxruntime
+    except ImportError as error:
+        raise RewardError(f"{error}; install the extra: pip install 'mentor-rl[ocr]'") from error
+    return rapidocr_onnxruntime

@@ -9,10 +9,14 @@ Like HPSv2 it drifts to glossy pictures in one style.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mentor_rewards.clip_reward import CLIP_H14, ClipReward, prompt_cosines
 from mentor_rewards.contract import RewardBatch, RewardOutput, RewardSpec
 from mentor_rewards.weights import WeightsSource
+
+if TYPE_CHECKING:
+    from mentor_rewards.clip_preprocessing import Preprocessing
 
 
 class PickScore(ClipReward):
@@ -41,22 +45,33 @@ class PickScore(ClipReward):
         self.processor = processor
         self._scale = 0.0
 
+    def check_files(self) -> None:
+        """The tower's, and the processor's."""
+        from mentor_rewards.clip_towers import find_clip
+
+        find_clip(self.checkpoint, self.processor, self._preprocessing())
+
     def load(self, device: str, dtype: str) -> None:
         """Take the shared tower; the range becomes that of the weights' own logit scale."""
-        from mentor_rewards.clip_preprocessing import Preprocessing
         from mentor_rewards.clip_towers import ClipTower
         from mentor_rewards.pretrained import read_tensor
-        from mentor_rewards.weights import MODEL_FILES, TOKENIZER_FILES, find_folder
 
-        pixels = None
-        if self.processor is not None:
-            files = [name for name in (*TOKENIZER_FILES, *MODEL_FILES) if "safetensors" not in name]
-            pixels = Preprocessing.load(find_folder(self.processor, files))
+        pixels = self._preprocessing()
         tower = ClipTower.load(self.checkpoint, device, dtype, tokenizer=self.processor, preprocessing=pixels)
         self._hold(tower)
         # From the file: rounded to bfloat16 with the tower it would be 1 % off.
         self._scale = float(read_tensor(tower.files, "logit_scale").float().exp())
         self.spec = replace(self.spec, range=(-self._scale, self._scale))
+
+    def _preprocessing(self) -> Preprocessing | None:
+        """The processor's; None: the checkpoint's own."""
+        from mentor_rewards.clip_preprocessing import Preprocessing
+        from mentor_rewards.weights import MODEL_FILES, TOKENIZER_FILES, find_folder
+
+        if self.processor is None:
+            return None
+        files = [name for name in (*TOKENIZER_FILES, *MODEL_FILES) if "safetensors" not in name]
+        return Preprocessing.load(find_folder(self.processor, files))
 
     def score(self, batch: RewardBatch) -> RewardOutput:
         """One scaled cosine per picture."""

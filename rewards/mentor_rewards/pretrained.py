@@ -60,6 +60,14 @@ def weights_of(folder: Path) -> list[Path]:
     return found
 
 
+def typed_weights(folder: Path, model_type: str) -> list[Path]:
+    """As ``weights_of``, of a folder whose config says that it is of this type."""
+    found = read_json(folder / "config.json").get("model_type")
+    if found != model_type:
+        raise RewardError(f"{folder}: expected model_type '{model_type}', found {found!r}")
+    return weights_of(folder)
+
+
 def load_model(model_class: Any, folder: Path, dtype: str, **options: Any) -> Any:
     """``model_class.from_pretrained`` of a local folder, frozen and in evaluation mode, on the CPU.
 

@@ -98,6 +98,13 @@ class JudgeReward(AsyncReward):
             self.check_server()
         self._judge, self._checked = self._checked, None
 
+    def check_files(self) -> None:
+        """Those of a judge in this process; a server has its own."""
+        if self.backend == "local":
+            from mentor_rewards.judge_local import find_local
+
+            find_local(self.model)
+
     def check_server(self) -> None:
         """Whether the server of the option ``url`` answers; what ``load`` launches or reads is left to it.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
+from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardEntry, RewardError
-from mentor_rewards.registry import build_reward
+from mentor_rewards.registry import BUILT_IN, build_reward
 from mentor_rewards.weights import HubId, find_folder, find_weights, hub_id
 
 OID = "0123456789abcdef0123456789abcdef01234567"
@@ -73,3 +76,19 @@ def test_options_take_paths_beside_the_recipe_and_hub_ids(tmp_path: Path) -> Non
         assert reward.checkpoint == expected  # type: ignore[attr-defined]
     with pytest.raises(RewardError, match=r"option 'checkpoint': no such file or folder: .*clop or clop"):
         build_reward("clip_image", RewardEntry(options={"checkpoint": "clop"}), base=tmp_path)
+
+
+NO_WEIGHTS = {"colour_match", "shape_match", "jpeg_size", "remote"}
+PACKAGED = {"ocr_match", "nsfw_guard", "efficientnet_similarity"}
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - NO_WEIGHTS - PACKAGED))
+def test_every_reward_that_reads_weights_says_beforehand_that_they_are_missing(name: str, tmp_path: Path) -> None:
+    module, attribute = BUILT_IN[name].split(":")
+    kind = getattr(importlib.import_module(module), attribute)
+    parameters = inspect.signature(kind).parameters
+    options = {key: str(tmp_path) for key, each in parameters.items() if "WeightsSource" in str(each.annotation)}
+    if name.startswith("qwen_vl"):
+        options = {"backend": "local", "model": str(tmp_path)}
+    with pytest.raises(RewardError, match=f"^reward 'mine': .*{tmp_path.name}"):
+        Composite({"mine": RewardEntry(use=name, options=options)}).check_files()

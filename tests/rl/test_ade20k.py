@@ -212,12 +212,26 @@ def test_a_policy_stands_beside_the_ceiling(random_policy: Path, tmp_path: Path)
     assert result.metrics["toy · ceiling"]["mIoU B"][0] == pytest.approx(float(mean_iou(whole)))
 
 
+def test_a_ceiling_without_its_files_is_told_by_the_check(tmp_path: Path) -> None:
+    root, empty = ade_folder(tmp_path / "ade"), tmp_path / "empty"
+    empty.mkdir()
+    benchmark = Ade20k(recipe_of(root, tmp_path, images={"x": "x"}, tokenizer=str(empty)))
+    with pytest.raises(UserError, match=r"empty: expected a model folder or a finished run"):
+        benchmark.check()
+    (empty / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"empty: expected the tokenizer's weights, \*\.safetensors, found none"):
+        benchmark.check()
+
+
 def test_tau_is_tuned_on_training_pictures(random_policy: Path, tmp_path: Path) -> None:
     root = ade_folder(tmp_path / "ade")
+    recipe = recipe_of(root, tmp_path, images={"x": "x"}, tokenizer=str(random_policy), tune_tau=1)
+    with pytest.raises(UserError, match="training"):  # told by the check, not after the drawing
+        Ade20k(recipe).check()
     for kind in ("images", "annotations"):
         shutil.copytree(root / kind / "validation", root / kind / "training")
-    recipe = recipe_of(root, tmp_path, images={"x": "x"}, tokenizer=str(random_policy), tune_tau=1)
     benchmark = Ade20k(recipe)
+    benchmark.check()
     benchmark.load("cpu")
     assert benchmark.tau in TAUS
     assert f"> {benchmark.tau}/255" in benchmark.judge

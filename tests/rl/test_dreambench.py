@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from mentor_base.errors import UserError
+from mentor_rl.cli import main
 from mentor_rl.evaluate.benchmark import Sample, Scored, Unscored
 from mentor_rl.evaluate.dreambench import ALL, DreamBench
 from mentor_rl.evaluate.dreambench_data import items_of, read_subjects
@@ -68,6 +71,31 @@ def test_faults_of_the_data_set_are_one_line(data: Path, tmp_path: Path) -> None
 def benchmark(data: Path, **changes: Any) -> DreamBench:
     values = {"kind": "evaluate", "benchmark": "dreambench", "run": "unused", "images": {"x": str(data)}}
     return DreamBench(DreamBenchRecipe.model_validate({**values, "data": str(data), **changes}))
+
+
+def test_missing_towers_are_noticed_before_there_is_a_run_folder(
+    data: Path, random_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_towers: dict[str, str]
+) -> None:
+    recipe, bare = tmp_path / "bench.yaml", tmp_path / "bare"
+    shutil.copytree(tiny_towers["clip"], bare)
+    (bare / "tokenizer.json").unlink()
+    for clip, found in (
+        ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch32: no such path here, .* `hf download openai/"),
+        (bare, f"{bare}: expected a tokenizer, tokenizer.json or vocab.json, found neither"),
+    ):
+        towers = {"clip": str(clip), "dino": tiny_towers["dino"], "dino_s16": None, "dinov2": None}
+        recipe.write_text(
+            f"{{kind: evaluate, benchmark: dreambench, run: {tmp_path}/run, policies: {{fox: {random_policy}}}, "
+            f"data: {data}, towers: {json.dumps(towers)}}}"
+        )
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", str(recipe)])
+        assert ended.value.code == 2
+        line = capsys.readouterr().err
+        assert len(line.splitlines()) == 1
+        assert re.match(f"reward 'CLIP-I': {found}", line), line
+        assert not (tmp_path / "run").exists()
+    benchmark(data, towers=tiny_towers).check()
 
 
 def test_means_and_deviation_over_seeds_by_hand(data: Path) -> None:

@@ -194,8 +194,12 @@ def test_faults_show_before_anything_is_drawn(tmp_path: Path) -> None:
         "real": str(real), "images": {"x": "x"},
     }  # fmt: skip
     with pytest.raises(UserError, match=r"expected the file of Inception's weights, weights-inception.*found none"):
-        Fid(FidRecipe.model_validate(given))
+        Fid(FidRecipe.model_validate(given)).check()
     clip = {**given, "features": "clip", "weights": str(CLIP)}
+    Fid(FidRecipe.model_validate(clip)).check()
+    np.savez(tmp_path / "half.npz", mu=np.zeros(3))
+    with pytest.raises(UserError, match=r"half\.npz: expected an \.npz with the arrays mu and sigma"):
+        Fid(FidRecipe.model_validate({**clip, "real": str(tmp_path / "half.npz")})).check()
     (real / "1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1 real pictures cannot be read: .*1.png"):
         Fid(FidRecipe.model_validate(clip))

@@ -361,7 +361,18 @@ def test_weights_that_are_nowhere_stop_before_drawing(tmp_path: Path) -> None:
         images={"none": str(tmp_path)},
     )
     with pytest.raises(UserError, match=r"detector: facebook/mask2former.*hf download"):
-        GenEval(recipe)
+        GenEval(recipe).check()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "mask2former"}')
+    nothing = recipe.model_copy(update={"detector": str(tmp_path / "empty")})
+    with pytest.raises(UserError, match=r"detector: .*empty: expected model.safetensors"):
+        GenEval(nothing).check()
+    (tmp_path / "empty" / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"colours: openai/clip-vit.*hf download"):
+        GenEval(nothing).check()
+    (tmp_path / "empty" / "config.json").write_text('{"model_type": "detr"}')
+    with pytest.raises(UserError, match=r"detector: .*empty: expected model_type 'mask2former', found 'detr'"):
+        GenEval(nothing).check()
 
 
 @pytest.mark.parametrize("colour", ["orange", "yellow", "blue", "purple"])
