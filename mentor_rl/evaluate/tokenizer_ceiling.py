@@ -20,16 +20,9 @@ class Ceiling:
 
     Args:
         source: a checkpoint with a tokenizer; None: there is no ceiling.
-
-    Raises:
-        UserError: no checkpoint; now, and not after hours of drawing.
     """
 
     def __init__(self, source: str | None) -> None:
-        if source is not None:
-            from mentor_base.checkpoint import model_folder
-
-            model_folder(source)
         self.source = source
         self._vq: VQModel | None = None
 
