@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from mentor_base.data.schema import Example
+from mentor_base.data.targets import target_pixels
 from mentor_base.generate import draw
-from mentor_base.images import contact_sheet, to_images, to_pixels
+from mentor_base.images import contact_sheet, to_images
 from mentor_base.model import MentorForConditionalGeneration, MentorOutput
 from mentor_base.settings import Validation
 from mentor_base.stage_data import Collator, Row
@@ -57,23 +58,23 @@ class ImageTokens:
         """One row per example: references, target, the target through the tokenizer (the best possible), a sample."""
         prompts = [example.prompt() for example in examples]
         drawn = draw(policy, self.collator.processor, prompts, sampling=settings.sampling, batch=batch)
-        ceilings = self._through_tokenizer(policy, examples)
         references = max(len(example.images) for example in examples)
         side = self.collator.image_size
+        pixels_N3HW = target_pixels([(example.task, example.target) for example in examples], side)
+        targets, ceilings = to_images(pixels_N3HW), self._through_tokenizer(policy, pixels_N3HW)
         rows = []
-        for example, ceiling, sample in zip(examples, ceilings, drawn.images, strict=True):
+        for example, target, ceiling, sample in zip(examples, targets, ceilings, drawn.images, strict=True):
             shown = [image.resize((side, side)) for image in example.images]
             blank = [Image.new("RGB", (side, side), (236, 236, 236))] * (references - len(shown))
-            rows.append([*shown, *blank, example.target.resize((side, side)), ceiling, sample])
+            rows.append([*shown, *blank, target, ceiling, sample])
         return captioned_sheet(rows, [prompt.plain_text for prompt in prompts])
 
     @torch.no_grad()
     def _through_tokenizer(
-        self, policy: MentorForConditionalGeneration, examples: Sequence[Example]
+        self, policy: MentorForConditionalGeneration, pixels_N3HW: torch.Tensor
     ) -> list[Image.Image]:
-        """The targets as the frozen tokenizer can draw them."""
-        pixels_N3HW = to_pixels([example.target for example in examples], self.collator.image_size).to(policy.device)
-        return to_images(policy.vq.decode(policy.vq.encode(pixels_N3HW)))
+        """Pictures as the frozen tokenizer can draw them."""
+        return to_images(policy.vq.decode(policy.vq.encode(pixels_N3HW.to(policy.device))))
 
 
 def captioned_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:

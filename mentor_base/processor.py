@@ -6,7 +6,8 @@ the longest of the batch. A prompt that does not fit is an error, where MENTOR c
 For the query connector each picture has a guiding text: what to look for in it. As in MENTOR that is the subject's name
 where the prompt has one and "whole image" elsewhere; ``meta["guides"]`` names one per picture.
 
-Deviation from MENTOR: pictures go to the tower's square in one bicubic step, where MENTOR first squashes to 512 px.
+Deviation from MENTOR: pictures go to the tower's square in one bicubic step, where MENTOR first squashes to 512 px, and
+pads those of in-context rows with black to a square.
 Shapes: K prompts, T slots, M pictures (flat, in prompt order), G guide tokens.
 """
 

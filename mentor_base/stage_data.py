@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from mentor_base.data.mixture import MixtureDataset, World
 from mentor_base.data.schema import Example
+from mentor_base.data.targets import target_pixels
 from mentor_base.errors import UserError
-from mentor_base.images import to_pixels
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Mixture
 from mentor_base.vq import VQModel
@@ -89,7 +89,8 @@ class Collator:
                 f"{_place(bare)}: codes: expected them as in {_place(coded)}, found none; "
                 "encode all rows (`mentor data encode`), or none"
             )
-        return {"target_pixels": to_pixels([example.target for example in examples], self.image_size)}
+        pairs = [(example.task, example.target) for example in examples]
+        return {"target_pixels": target_pixels(pairs, self.image_size)}
 
     def _tokens(self, example: Example) -> tuple[int, ...]:
         assert example.codes is not None

@@ -26,8 +26,8 @@ from mentor_base.data.rows import BrokenPicture, Row, decode
 from mentor_base.data.schema import Codes
 from mentor_base.data.shard_writer import write_shards
 from mentor_base.data.shards import ShardFile
+from mentor_base.data.targets import target_pixels
 from mentor_base.errors import UserError
-from mentor_base.images import to_pixels
 from mentor_base.runlog import write_atomically
 from mentor_base.vq import VQModel
 
@@ -128,7 +128,8 @@ def _target(row: Row | UserError) -> Image.Image | UserError:
 
 @torch.no_grad()
 def _with_codes(waiting: Sequence[tuple[Row, Image.Image]], vq: VQModel, fingerprint: str) -> Iterator[Row]:
-    pixels_N3HW = to_pixels([target for _, target in waiting], int(vq.config.image_size)).to(vq.device)
+    pairs = [(row.task, target) for row, target in waiting]
+    pixels_N3HW = target_pixels(pairs, int(vq.config.image_size)).to(vq.device)
     for (row, _), tokens in zip(waiting, vq.encode(pixels_N3HW).tolist(), strict=True):
         yield replace(row, codes=Codes(fingerprint, tuple(tokens)))
 

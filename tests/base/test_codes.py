@@ -88,6 +88,24 @@ def test_codes_of_the_loss_are_float32_under_autocast(policy: Path) -> None:
         assert torch.equal(model(mode="loss", **pictures).loss, model(mode="loss", **coded).loss)
 
 
+def test_answers_to_words_are_cropped_and_others_squashed(policy: Path, tmp_path: Path) -> None:
+    """96 x 64 pixels, red, green (64 wide) and blue: the middle square is green, the squashed picture is not."""
+    wide = Image.new("RGB", (96, 64), (0, 200, 0))
+    wide.paste((200, 0, 0), (0, 0, 16, 64))
+    wide.paste((0, 0, 200), (80, 0, 96, 64))
+    wide.save(tmp_path / "wide.png")
+    green = to_pixels([Image.new("RGB", (64, 64), (0, 200, 0))])
+    model, processor = load_policy(policy)
+    examples = [Example("t2i", "a fox", (), wide), Example("reconstruction", "<image>", (wide,), wide)]
+    pixels = Collator(processor, model.vq)([Row(example, False) for example in examples])["target_pixels"]
+    assert torch.equal(pixels[:1], green)
+    assert torch.equal(pixels[1:], to_pixels([wide], 64))
+    rows = [{"task": "t2i", "text": "a fox", "target": "wide.png"}, row(images=["wide.png"], target="wide.png")]
+    (shard,) = encode(write_jsonl(tmp_path, *rows), tmp_path / "out", model.vq)
+    codes = [list(ShardFile(shard)[n].load().codes.tokens) for n in range(2)]  # type: ignore[union-attr]
+    assert codes == model.vq.encode(pixels).tolist()
+
+
 def noise() -> Image.Image:
     return Image.effect_noise((64, 64), 90).convert("RGB")
 
