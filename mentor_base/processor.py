@@ -24,6 +24,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from mentor_base.config import MentorConfig
+from mentor_base.data.rows import shown
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
 from mentor_base.errors import UserError, nearest
 from mentor_base.images import over_white, to_pixels
@@ -87,15 +88,9 @@ class MentorProcessor:
         Raises:
             UserError: a prompt is longer than ``context_length``; names it.
         """
-        expanded = [prompt.text.replace(IMAGE_MARK, IMAGE_MARK * self.picture_slots) for prompt in prompts]
-        rows = self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
-        rows = [[*row, self.tokenizer.eos_token_id] for row in rows]
+        rows = self.token_ids([prompt.text for prompt in prompts])
         for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) > self.context_length:
-                raise UserError(
-                    f"{prompt.meta.get('where', 'prompt')}: expected at most {self.context_length} prefix slots, found "
-                    f"{len(row)} ({len(prompt.images)} pictures of {self.picture_slots}) in '{prompt.text}'"
-                )
+            self.check_length(row, prompt.text, len(prompt.images), prompt.meta.get("where", "prompt"))
         longest = max(map(len, rows))
         ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -109,6 +104,20 @@ class MentorProcessor:
             "pixel_values": self.pixels(pictures) if pictures else None,
             **self._guides(prompts),
         }
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Texts as the encoder reads them: each mark as its picture's placeholders, the end-of-text token last."""
+        expanded = [text.replace(IMAGE_MARK, IMAGE_MARK * self.picture_slots) for text in texts]
+        rows = self.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        return [[*row, self.tokenizer.eos_token_id] for row in rows]
+
+    def check_length(self, row: Sequence[int], text: str, pictures: int, where: str) -> None:
+        """Refuse a row of ``token_ids`` that is longer than ``context_length``."""
+        if len(row) > self.context_length:
+            raise UserError(
+                f"{where}: expected at most {self.context_length} prefix slots, found {len(row)} "
+                f"({pictures} pictures of {self.picture_slots}) in {shown(text)}"
+            )
 
     def _guides(self, prompts: Sequence[Prompt | Example]) -> dict[str, torch.Tensor | None]:
         if self.guide_tokenizer is None:

@@ -9,12 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mentor_base.data.rows import BrokenPicture, Row
 from mentor_base.data.sources import count_rows, scan_file
 from mentor_base.errors import UserError
 from mentor_base.progress import ProgressBar
 from mentor_base.settings import RowData
+
+if TYPE_CHECKING:
+    from mentor_base.processor import MentorProcessor
 
 Size = tuple[int, int]  # width, height
 
@@ -55,8 +59,15 @@ class DataCheck:
         """Usable or broken rows; those with faults have no task and are not among them."""
         return sum(count.rows for count in self.tasks.values())
 
-    def add(self, row: Row, decode: bool) -> None:
-        """Count one row and look at its pictures."""
+    def add(self, row: Row, decode: bool, processor: MentorProcessor | None = None) -> None:
+        """Count one row and look at its pictures; with a policy's processor at the length of its prompt too."""
+        if processor is not None:
+            (tokens,) = processor.token_ids([row.text])
+            try:
+                processor.check_length(tokens, row.text, len(row.images), row.where)
+            except UserError as error:
+                self.faults.append(str(error))
+                return
         count = self.tasks.setdefault(row.task, TaskCount())
         count.rows += 1
         count.references[len(row.images)] += 1
@@ -69,8 +80,10 @@ class DataCheck:
             count.targets[size] += 1
 
 
-def check_rows(data: RowData, paths: Iterable[Path], decode: bool) -> DataCheck:
-    """Look at every row of the files; with ``decode`` at every pixel."""
+def check_rows(
+    data: RowData, paths: Iterable[Path], decode: bool, processor: MentorProcessor | None = None
+) -> DataCheck:
+    """Look at every row of the files; with ``decode`` at every pixel; with ``processor`` at the length of prompts."""
     found = DataCheck()
     files = dict(_totals(data, paths, found))
     with ProgressBar("decoding" if decode else "reading headers", sum(files.values())) as bar:
@@ -79,7 +92,7 @@ def check_rows(data: RowData, paths: Iterable[Path], decode: bool) -> DataCheck:
                 if isinstance(row, UserError):
                     found.faults.append(str(row))
                 else:
-                    found.add(row, decode)
+                    found.add(row, decode, processor)
                 bar.advance(note=f"{len(found.faults) + len(found.broken)} faults")
     return found
 

@@ -37,6 +37,9 @@ NewFolder = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to wr
 def check_data(
     source: Source,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every picture, not only its header.")] = False,
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy's folder: name rows whose text and pictures do not fit its prefix.")
+    ] = None,
 ) -> None:
     """Rows per task, sizes of pictures, and everything that is wrong."""
     from rich.console import Console
@@ -44,11 +47,17 @@ def check_data(
     from mentor_base.data.check import check_rows
     from mentor_base.data.sources import split_files
 
+    processor = None
+    if policy is not None:
+        from mentor_base.checkpoint import model_folder
+        from mentor_base.processor import MentorProcessor
+
+        processor = MentorProcessor.from_pretrained(model_folder(policy))
     wrong: list[str] = []
     rows = 0
     for data in row_sections(source):
         for split, files in split_files(data).items():
-            found = check_rows(data, files, decode)
+            found = check_rows(data, files, decode, processor)
             wrong += [*found.faults, *found.broken]
             rows += found.rows + len(found.faults)
             Console().print(_check_table(split, found))

@@ -62,6 +62,20 @@ def test_a_check_names_everything_that_is_wrong(folder: Path, capsys: pytest.Cap
     assert "rows.jsonl:4: target: expected a readable picture, found cut.png" in out
 
 
+def test_a_check_names_prompts_that_do_not_fit_a_policy(
+    folder: Path, random_policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "The image is <image>\na " + "very " * 200 + "long caption"
+    write(row("1.png"), row("2.png", text=long))
+    assert run(capsys, "check", "rows.jsonl")[0] == 0
+    code, out, err = run(capsys, "check", "rows.jsonl", "--policy", str(random_policy))
+    assert (code, err.splitlines()[-1]) == (2, "rows.jsonl: 1 faults in 2 rows")
+    (line,) = [line for line in out.splitlines() if line.startswith("rows.jsonl")]
+    assert line.startswith("rows.jsonl:2: expected at most 160 prefix slots, found ")
+    assert line.endswith('(1 pictures of 16) in "The image is <image>\\na very very ve...')
+    assert run(capsys, "check", "rows.jsonl", "--policy", ".")[2].startswith(".: expected a model folder")
+
+
 def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(row("1.png"))
     write(row("2.png"), name="val.jsonl")
