@@ -31,6 +31,7 @@ class PublishedTable:
         rows: method -> a value per column.
         source: where the numbers were read.
         footnote: how the published protocol differs from the one here.
+        items: how many the benchmark has; None where its data set cannot be cut short.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PublishedTable:
     rows: Mapping[str, tuple[Published, ...]]
     source: str
     footnote: str
+    items: int | None = None
 
     def value(self, row: str, column: str) -> Published:
         """One number.
@@ -86,7 +88,8 @@ def table_beside(result: Result) -> PublishedTable | None:
         raise UserError(
             f"{result.benchmark}: judged by a stand-in ({result.judge}): not comparable with published numbers"
         )
-    if result.details.get("items") != result.details.get("all items"):
+    asked = result.details.get("items")
+    if asked != result.details.get("all items") or (table.items is not None and asked != table.items):
         raise UserError(
             f"{result.benchmark}: only some of the items were asked for: not comparable with published numbers"
         )

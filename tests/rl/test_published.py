@@ -89,6 +89,9 @@ def test_a_stand_in_never_stands_beside_published_numbers() -> None:
     assert "0.65" not in text
     with pytest.raises(UserError, match="only some of the items"):
         table_beside(result(details={"items": 8, "all items": 1350}))
+    few = Result("geneval", {}, details={"items": 12, "all items": 12}, coverage={"items": 48, "scored": 48})
+    with pytest.raises(UserError, match="only some of the items"):  # a shorter file of prompts
+        table_beside(few)
     with pytest.raises(UserError, match="not all pictures were scored"):
         table_beside(result(coverage={"items": 1350, "scored": 1349}))
     assert table_beside(Result("t2i_rewards", {})) is None

@@ -140,11 +140,19 @@ def test_the_command_prints_alpha_and_consistency(tmp_path: Path, capsys: pytest
     assert end.value.code in (None, 0)
     shown = capsys.readouterr().out
     assert "4 x 3" in shown
+    assert "judge: a judge" in shown
+    assert "MENTOR, other pictures and raters" in shown
     assert "75.0%" in shown  # the third picture: 4 said the raters, 3 the judge
     found = json.loads((tmp_path / "out.json").read_text())["CP"]
     assert found["consistency"]["near"] == 1.0
     assert 0.8 < found["alpha"]["ordinal"]["value"] < 1.0
     assert found["alpha"]["ordinal"]["low"] <= found["alpha"]["ordinal"]["value"]
+    Result("dreambench_plus", {}, {"fox": columns}, judge="a judge", stand_in=True).write(tmp_path / "result.json")
+    with pytest.raises(SystemExit):
+        main(["rate", "import", *map(str, files), *arguments])
+    shown = capsys.readouterr().out
+    assert "judge (a stand-in): a judge" in shown
+    assert "MENTOR" not in shown
 
 
 @pytest.mark.parametrize(
