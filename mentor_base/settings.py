@@ -1,6 +1,6 @@
 """The sections of a recipe that mentor_base's trainers read. Free of torch, so that ``mentor --help`` stays fast.
 
-Every model is strict: an unknown key or a value outside its range is an error that names the key.
+Every model is strict: an unknown key, a value outside its range, NaN or infinity is an error that names the key.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ Split = Literal["train", "val", "unseen_subjects", "unseen_pairs"]
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class InputMark:
@@ -26,7 +27,7 @@ InputPath = Annotated[str, InputMark()]
 class Section(BaseModel):
     """A strict part of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class AdamW(Section):
@@ -37,7 +38,7 @@ class AdamW(Section):
     warmup: Probability = Field(0.05, description="share of the steps with rising learning rate")
     final_lr: Probability = Field(0.03, description="learning rate at the end, as a share of lr")
     weight_decay: float = Field(0.05, ge=0.0, description="on matrices only")
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     max_grad_norm: float = Field(1.0, ge=0.0)
     precision: Literal["float32", "bf16"] = "float32"
     gradient_checkpointing: bool = Field(

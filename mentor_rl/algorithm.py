@@ -6,7 +6,8 @@ recipes/ALGORITHMS.md lists them with their papers. Free of torch.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -108,7 +109,27 @@ class Rollouts(Section):
 
 
 class GrpoAlgorithm(Section):
-    """The objective; names as in trl's GRPOConfig where it has one."""
+    """The objective; names as in trl's GRPOConfig where it has one.
+
+    Attributes:
+        RULED_OUT: settings of trl that a recipe does not have, and why.
+    """
+
+    RULED_OUT: ClassVar[Mapping[str, str]] = {
+        "mask_truncated_completions": "pictures have no end token: every sample would count as truncated",
+        "use_vllm": "vLLM does not know this model; rollouts come from mentor_base.generate",
+        "use_liger_kernel": "its kernels replace the forward pass that the log-prob seam relies on",
+        "use_transformers_continuous_batching": "rollouts come from mentor_base.generate",
+        "cast_lm_head_to_fp32": "there is no lm_head; logits are float32 already",
+        "top_k": "a token outside the top k would have log-prob -inf",
+        "top_p": "a token outside the nucleus would have log-prob -inf",
+        "min_p": "a token below it would have log-prob -inf",
+        "repetition_penalty": "neighbouring patches repeat tokens by right",
+        "sync_ref_model": "it would move the tokenizer that both share; algorithm.reference moves what trains",
+        "shuffle_dataset": "the order of the prompts is fixed, so that a resumed run goes on exactly",
+        "remove_unused_columns": "the uid column carries the conditioning",
+        "max_completion_length": "pictures all have the same number of tokens, which the policy says",
+    }
 
     group_size: int = Field(8, gt=1)
     prompts_per_step: int = Field(4, gt=0, description="over all processes")

@@ -11,5 +11,5 @@ class Common(Section):
     """What every recipe has."""
 
     run: str = Field(description="the run folder")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     about: str = Field("", description="one line for people")

@@ -16,14 +16,17 @@ MISSING = object()
 
 
 def error_lines(error: ValidationError, model: type[BaseModel], data: Any, where: Callable[[Keys], str]) -> list[str]:
-    """One line per error; ``where`` tells which file and line a key comes from."""
-    lines = []
+    """One line per key at fault; ``where`` tells which file and line it comes from.
+
+    A value that none of several types takes has an error for each of them.
+    """
+    found: dict[str, list[str]] = {}
     for detail in error.errors():
         keys = real_keys(detail["loc"], data)
         dotted = ".".join(map(str, keys))
         place = f"{where(keys)}: {dotted}" if dotted else where(keys)
-        lines.append(f"{place}: {_explain(detail, keys, model)}")
-    return list(dict.fromkeys(lines))
+        found.setdefault(place, []).append(_explain(detail, keys, model))
+    return [f"{place}: {', or '.join(dict.fromkeys(said))}" for place, said in found.items()]
 
 
 def real_keys(location: Keys, data: Any) -> Keys:
@@ -33,7 +36,7 @@ def real_keys(location: Keys, data: Any) -> Keys:
         if part == "[key]":
             continue
         inside = _step(data, part)
-        if inside is MISSING and i + 1 < len(location):
+        if inside is MISSING and (i + 1 < len(location) or (isinstance(part, str) and not isinstance(data, dict))):
             continue
         keys.append(part)
         data = inside
@@ -42,15 +45,15 @@ def real_keys(location: Keys, data: Any) -> Keys:
 
 def names_at(model: type[BaseModel], keys: Keys) -> list[str]:
     """The field names that are valid in the section at ``keys``."""
-    annotations: list[Any] = [model]
-    for key in keys:
-        annotations = [inner for each in annotations for inner in _below(each, key)]
-    return sorted({name for each in annotations for section in _models(each) for name in section.model_fields})
+    return sorted({name for section in _sections_at(model, keys) for name in section.model_fields})
 
 
 def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
     kind, found, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "extra_forbidden":
+        for section in _sections_at(model, keys[:-1]):
+            if keys[-1] in (ruled_out := getattr(section, "RULED_OUT", {})):
+                return f"trl's setting is ruled out for pictures: {ruled_out[keys[-1]]}"
         return f"unknown key; {nearest(str(keys[-1]), names_at(model, keys[:-1]))}"
     if kind == "missing":
         return "this key has to be given"
@@ -62,6 +65,7 @@ def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
         return str(context["error"])
     expected = detail["msg"].replace("Input should be", "expected")
     expected = re.sub(r"^expected a valid (tuple|list)", "expected a list", expected)
+    expected = re.sub(r"^(Tuple|List|Dictionary) should have", "expected", expected)
     expected = re.sub(r"^expected a valid (\w+)", r"expected a value of type \1", expected)
     return f"{expected}, found {_shown(found)}"
 
@@ -81,6 +85,14 @@ def _step(data: Any, key: str | int) -> Any:
     if isinstance(data, (list, tuple)) and isinstance(key, int) and key < len(data):
         return data[key]
     return MISSING
+
+
+def _sections_at(model: type[BaseModel], keys: Keys) -> list[type[BaseModel]]:
+    """The sections that may stand at ``keys``."""
+    annotations: list[Any] = [model]
+    for key in keys:
+        annotations = [inner for each in annotations for inner in _below(each, key)]
+    return [section for each in annotations for section in _models(each)]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:

@@ -17,18 +17,21 @@ __all__ = ["FORCED", "GRPOConfig", "check_arguments", "grpo_arguments"]
 
 # GRPOConfig fields that have to have one value here, and why.
 FORCED: dict[str, tuple[Any, str]] = {
-    "mask_truncated_completions": (False, "pictures have no end token: every sample would count as truncated"),
-    "use_vllm": (False, "vLLM does not know this model; rollouts come from mentor_base.generate"),
-    "use_liger_kernel": (False, "its kernels replace the forward pass that the log-prob seam relies on"),
-    "use_transformers_continuous_batching": (False, "rollouts come from mentor_base.generate"),
-    "cast_lm_head_to_fp32": (False, "there is no lm_head; logits are float32 already"),
-    "top_k": (0, "a token outside the top k would have log-prob -inf"),
-    "top_p": (1.0, "a token outside the nucleus would have log-prob -inf"),
-    "min_p": (None, "a token below it would have log-prob -inf"),
-    "repetition_penalty": (1.0, "neighbouring patches repeat tokens by right"),
-    "sync_ref_model": (False, "it would move the tokenizer that both share; algorithm.reference moves what trains"),
-    "shuffle_dataset": (False, "the order of the prompts is fixed, so that a resumed run goes on exactly"),
-    "remove_unused_columns": (False, "the uid column carries the conditioning"),
+    name: (value, GrpoAlgorithm.RULED_OUT[name])
+    for name, value in {
+        "mask_truncated_completions": False,
+        "use_vllm": False,
+        "use_liger_kernel": False,
+        "use_transformers_continuous_batching": False,
+        "cast_lm_head_to_fp32": False,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "sync_ref_model": False,
+        "shuffle_dataset": False,
+        "remove_unused_columns": False,
+    }.items()
 }
 
 

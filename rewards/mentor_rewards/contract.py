@@ -305,7 +305,7 @@ class RewardEntry(BaseModel):
     contribution of a sample is ``weight * normalised(clip(scale * raw))``; see aggregate.py.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     use: str | None = Field(None, description="registered name or file.py:Class; default: the entry's own name")
     weight: float = 1.0

@@ -8,8 +8,9 @@ import functools
 import pytest
 import torch
 from policies import CLIP, mixed_prompts, shared_policy, small_policy
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mentor_base.generate import draw, draw_tokens, generate
+from mentor_base.generate import Decoding, draw, draw_tokens, generate
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.settings import Sampling
@@ -90,6 +91,30 @@ def test_conditional_logprob_leaves_guidance_out_but_not_temperature() -> None:
     guided = model(mode="logprobs", **inputs, tokens=tokens, sampling=sampling)
     assert torch.equal(conditional.logp_NL, plain.logp_NL)
     assert (guided.logp_NL - plain.logp_NL).abs().max() > 0.5
+
+
+class NothingForTheHost(TorchDispatchMode):
+    """Refuses what a GPU has to be waited for: numbers handed to Python, and shapes that depend on numbers."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero")
+        assert func.overloadpacket.__name__ not in waits, func
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("guidance", "halves"), [(1.0, 1), (3.0, 2)])
+def test_prompts_are_read_once_a_group_and_no_step_waits_for_its_numbers(guidance: float, halves: int) -> None:
+    """Three prompts, groups of four: keys of 3 prefixes, steps of 12 rows; each with its unconditional half."""
+    model, processor = shared_policy()
+    prefix = model(mode="encode", **processor(mixed_prompts()))
+    decoding = Decoding(model, prefix, 4, Sampling(guidance_scale=guidance), torch.Generator().manual_seed(0))
+    assert {len(part) for keys_and_values in decoding.cache.prefix for part in keys_and_values} == {3 * halves}
+    assert len(decoding.hidden) == 12 * halves
+    with NothingForTheHost():
+        decoding.run()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NothingForTheHost():
+        decoding.tokens_NL.max().item()
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:

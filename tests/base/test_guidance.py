@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mentor_base.guidance import policy_logits, token_logprobs
 from mentor_base.settings import Sampling
@@ -54,6 +56,35 @@ def test_chunks_change_neither_numbers_nor_gradients(scale: float) -> None:
     torch.testing.assert_close(whole[0], full.gather(-1, tokens[..., None])[..., 0])
     torch.testing.assert_close(whole[1], -(full.exp() * full).sum(-1))
     assert not whole[1].requires_grad
+
+
+class Largest(TorchDispatchMode):
+    """Numbers of the largest tensor that an operation gives back."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor))])
+        return made
+
+
+def test_no_block_of_all_logits_exists() -> None:
+    """128 tokens, 64 codes, 16 rows a chunk: no tensor beyond 16 x 64, forward or backward, and no logits are kept."""
+    samples, length, width, codes, chunk = 32, 4, 8, 64, 16
+    cond, uncond = (torch.randn(samples, length, width, requires_grad=True) for _ in range(2))
+    head = torch.randn(codes, width, requires_grad=True)
+    tokens = torch.zeros(samples, length, dtype=torch.long)
+    kept: list[int] = []
+    with (
+        Largest() as largest,
+        torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x),
+    ):
+        logp_NL = token_logprobs(cond, uncond, tokens, head, Sampling(guidance_scale=2.0), chunk, "gradient").logp_NL
+    assert max(kept) < chunk * codes
+    with largest:
+        logp_NL.sum().backward()
+    assert largest.numel == chunk * codes
 
 
 @pytest.mark.parametrize("chunk", [4096, 4])

@@ -25,31 +25,45 @@ from engine_launch import launched
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 MISHAP = HERE.with_name("grpo_mishap.py")
-CHANGES = {"algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2}}
+WAYS = {
+    "weights": {"algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2}},
+    "adapters": {
+        "algorithm": {"group_size": 4, "prompts_per_step": 3, "guidance": {"scale": 2.0}},
+        "train": {"text_encoder": True, "lora": {"rank": 4, "alpha": 16}},
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """policy/ and alone/, a run by one process."""
+    """policy/, and a run by one process in each of the WAYS."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("grpo")
     toy_policy(folder / "policy")
-    run_recipe(toy_recipe(folder / "policy", folder / "alone", 2, **CHANGES))
+    for way, changes in WAYS.items():
+        run_recipe(toy_recipe(folder / "policy", folder / way, 2, **changes))
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    "engine", ["fsdp2", pytest.param("zero2", marks=needs_deepspeed), pytest.param("zero3", marks=needs_deepspeed)]
+    ("engine", "way"),
+    [
+        ("fsdp2", "weights"),
+        pytest.param("zero2", "weights", marks=needs_deepspeed),
+        pytest.param("zero3", "weights", marks=needs_deepspeed),
+        ("ddp", "adapters"),
+        pytest.param("zero3", "adapters", marks=needs_deepspeed),
+    ],
 )
-def test_two_processes_tune_what_one_does(engine: str, folder: Path) -> None:
-    recipe = folder / f"{engine}.json"
-    recipe.write_text(json.dumps(toy_recipe(folder / "policy", folder / engine, 2, **CHANGES)))
+def test_two_processes_tune_what_one_does(engine: str, way: str, folder: Path) -> None:
+    run = folder / f"{engine}_{way}"
+    recipe = folder / f"{engine}_{way}.json"
+    recipe.write_text(json.dumps(toy_recipe(folder / "policy", run, 2, **WAYS[way])))
     launched(engine, HERE, recipe)
     pair, alone = (
-        [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
-        for run in (engine, "alone")
+        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (run, folder / way)
     )
     assert [line["step"] for line in pair] == [line["step"] for line in alone] == [0, 1, 2]
     for ours, theirs in zip(pair, alone, strict=True):
@@ -57,7 +71,8 @@ def test_two_processes_tune_what_one_does(engine: str, folder: Path) -> None:
         for name, value in theirs.items():
             if not TIMED.fullmatch(name):
                 assert ours[name] == pytest.approx(value, abs=2e-5, rel=1e-3, nan_ok=True), name
-    tuned, expected = (load_file(folder / run / "final" / "model.safetensors") for run in (engine, "alone"))
+    assert max(line["gap/max"] for line in pair if "gap/max" in line) < 1e-4
+    tuned, expected = (load_file(each / "final" / "model.safetensors") for each in (run, folder / way))
     for name, value in expected.items():
         torch.testing.assert_close(tuned[name], value, atol=2e-5, rtol=0)
 

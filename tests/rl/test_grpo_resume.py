@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from grpo_toys import HERE, Brightness, comparable, run_recipe, toy_policy, toy_recipe
@@ -23,6 +24,7 @@ from transformers import Trainer
 
 from mentor_base.callbacks import Diverged
 from mentor_base.interrupt import Interrupted
+from mentor_rl import trainer as trainer_module
 from mentor_rl.failures import failure_line
 from mentor_rl.trainer import MentorGRPOTrainer
 
@@ -265,6 +267,41 @@ def test_interruption_waits_until_a_rollout_is_used_up(policy, tmp_path, monkeyp
         run_recipe(recipe(policy, run, algorithm=algorithm))
     run_recipe(recipe(policy, run, algorithm=algorithm))
     assert_same(run, undisturbed)
+
+
+def test_a_run_goes_on_in_a_later_pass_over_its_prompts(policy, tmp_path, monkeypatch) -> None:
+    """Three captions, two a step: stopped in the second pass, in whose order the third step begins."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red fox\ntwo blue boats\na green house\n", encoding="utf-8")
+    prompts = {"data": {"source": "prompts", "train": str(captions), "val": str(captions)}, "weights": {"t2i": 1.0}}
+    asked: list[list[str]] = []
+    draw = trainer_module.roll_out
+
+    def watched(policy, store, uids, *rest, **options):
+        rollout = draw(policy, store, uids, *rest, **options)
+        if len(uids) == 8:
+            asked.append([prompt.plain_text for prompt in rollout.prompts[::4]])
+        return rollout
+
+    monkeypatch.setattr(trainer_module, "roll_out", watched)
+    changes: dict[str, Any] = {
+        "prompts": prompts,
+        "monitoring": {"every": 100, "prompts": 2, "split": "val"},
+        "checkpoints": {"every": 100},
+    }
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    rewards = {"trap": {"use": f"{Path(__file__)}:Trap"}}
+    run_recipe(toy_recipe(policy, undisturbed, STEPS, rewards=rewards, **changes))
+    whole, asked[:] = asked.copy(), []
+    monkeypatch.setenv("TOY_SIGNAL", "SIGTERM:2")
+    with pytest.raises(Interrupted, match="stopped at step 3 of 6"):
+        run_recipe(toy_recipe(policy, run, STEPS, rewards=rewards, **changes))
+    run_recipe(toy_recipe(policy, run, STEPS, rewards=rewards, **changes))
+    assert asked == whole
+    passes = np.array(asked).reshape(4, 3).tolist()
+    assert all(len(set(each)) == 3 for each in passes)
+    assert any(each != passes[0] for each in passes), "each pass has an order of its own"
+    assert trace(run) == trace(undisturbed)
 
 
 def test_a_finished_run_is_left_alone(policy, whole, tmp_path) -> None:

@@ -91,14 +91,18 @@ def seen(monkeypatch) -> dict[str, list[Any]]:
     ids=lambda algorithm: ",".join(f"{key}={value}" for key, value in algorithm.items()) or "defaults",
 )
 def test_trls_loss_is_the_objective(policy, tmp_path, seen, algorithm) -> None:
-    """Value and gradient, on a policy that has moved away from its reference, with two rewards that miss scores."""
+    """Value and gradient, on a policy that has moved away from its reference, with two rewards that miss scores; and
+    what is logged beside them.
+    """
     rewards = {**TWO_REWARDS, "redness": {**TWO_REWARDS["redness"], "options": {"every": 3}}}
     parts = {key: value for key, value in algorithm.items() if key == "train"}
     algorithm = {key: value for key, value in algorithm.items() if key != "train"}
     values = toy_recipe(policy, tmp_path / "run", 4, rewards=rewards, algorithm=algorithm, failure_rate=1.0, **parts)
-    run_recipe(values)
+    lines = run_recipe(values)[1:]
     settings = GrpoRecipe.model_validate(values).algorithm
-    assert len(seen["update"]) == 4 * 8 // (settings.micro_batch or 8)
+    passes = 8 // (settings.micro_batch or 8)
+    assert len(seen["update"]) == 4 * passes
+    logged = []
     for (logp, inputs, loss), gradient in zip(seen["update"], seen["gradient"], strict=True):
         expected = grpo_loss(
             logp,
@@ -109,6 +113,12 @@ def test_trls_loss_is_the_objective(policy, tmp_path, seen, algorithm) -> None:
         )
         torch.testing.assert_close(loss, expected.loss, atol=1e-6, rtol=0)
         torch.testing.assert_close(gradient, torch.autograd.grad(expected.loss, logp)[0], atol=1e-6, rtol=0)
+        logged.append([value.item() for value in expected])
+    for line, (loss, kl, clipped) in zip(lines, np.array(logged).reshape(4, passes, 3).mean(1), strict=True):
+        found = line["loss"], line.get("kl", 0.0), line["clip_share"]
+        assert found == pytest.approx((loss, kl, clipped), abs=2e-6)
+    assert ("kl" in lines[0]) == (settings.beta > 0)
+    assert lines[-1]["clip_share"] > 0 or settings.epsilon == 0.2
     rollouts = [scores for ids, scores in seen["scores"] if len(ids) == 8]
     assert len(rollouts) == 4 // settings.inner_iterations
     assert any(None in scores.raw["redness"] for scores in rollouts)
@@ -325,11 +335,15 @@ def test_pictures_that_processes_cannot_share_evenly(policy, tmp_path) -> None:
         pictures_per_process(recipe, 3)
 
 
-@pytest.mark.parametrize(("name", "value"), [("mask_truncated_completions", True), ("top_k", 50), ("top_p", 0.9)])
-def test_settings_of_trl_that_make_no_sense_are_refused(tmp_path, name, value) -> None:
+@pytest.mark.parametrize("name", [*FORCED, "max_completion_length"])
+def test_settings_of_trl_that_make_no_sense_are_refused(tmp_path, name) -> None:
     quiet_libraries()
-    settings = {key: wanted for key, (wanted, _) in FORCED.items()} | {name: value}
+    settings = {key: wanted for key, (wanted, _) in FORCED.items()}
     args = GRPOConfig(str(tmp_path), bf16=False, max_completion_length=16, report_to="none", **settings)
+    check_arguments(args, 16)
+    numbers = {"top_k": 50, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "max_completion_length": 512}
+    value = numbers.get(name, True)
+    setattr(args, name, value)
     with pytest.raises(UserError, match=f"GRPOConfig.{name}: expected .*, found {value}: "):
         check_arguments(args, 16)
 

@@ -218,6 +218,26 @@ def test_every_fault_gets_its_line(recipe: Path) -> None:
         ("policy.x=1", "command line: policy.x: policy is a value, not a section"),
         ("algorithm.loss=grop", "command line: algorithm.loss: unknown name 'grop'; did you mean 'grpo'?"),
         ("seed=[", "command line: seed: not a YAML value: '['"),
+        ("seed=-1", "command line: seed: expected greater than or equal to 0, found -1"),
+        ("optimisation.lr=.inf", "command line: optimisation.lr: expected a finite number, found inf"),
+        (
+            "algorithm.guidance.scale=.nan",
+            "command line: algorithm.guidance.scale: expected a finite number, found nan",
+        ),
+        ("rewards.style.weight=.nan", "command line: rewards.style.weight: expected a finite number, found nan"),
+        ("optimisation.betas=[0.9,1]", "command line: optimisation.betas.1: expected less than 1, found 1"),
+        (
+            "algorithm.guidance.scale=[1,2,3]",
+            "command line: algorithm.guidance.scale: expected a value of type number, found [1, 2, 3], or expected at",
+        ),
+        (
+            "algorithm.mask_truncated_completions=true",
+            "command line: algorithm.mask_truncated_completions: trl's setting is ruled out for pictures: pictures ",
+        ),
+        (
+            "algorithm.top_k=50",
+            "command line: algorithm.top_k: trl's setting is ruled out for pictures: a token outside",
+        ),
     ],
 )
 def test_a_faulty_override_is_one_line(recipe: Path, override: str, line: str) -> None:
