@@ -140,5 +140,5 @@ def _facts(plan: Plan, result: Result | None) -> dict[str, Any]:
     if result is None:
         return {}
     found = {"benchmark": result.benchmark, "judge": result.judge, "stand_in": result.stand_in}
-    found |= {"items": result.coverage.get("items"), "published": plan.recipe.published}
+    found |= {"pictures": result.coverage.get("items"), "published": plan.recipe.published}
     return {**found, "sampling seeds": ", ".join(map(str, result.seeds))} if plan.recipe.stages else found

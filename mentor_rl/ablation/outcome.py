@@ -153,7 +153,7 @@ class Outcome:
         if self.facts.get("published") is None:
             return ""
         table, measured = published_tables()[self.facts["published"]], self.facts.get("benchmark")
-        whole = self.facts.get("items") == PICTURES * len(self.facts.get("sampling seeds", "").split(","))
+        whole = self.facts.get("pictures") == PICTURES * len(self.facts.get("sampling seeds", "").split(","))
         reasons = {
             f"measured by {measured}, theirs by {DREAMBENCH_PLUS}": measured != DREAMBENCH_PLUS,
             f"judged by a stand-in ({self.facts.get('judge')})": self.facts.get("stand_in"),

@@ -28,6 +28,7 @@ from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.emojibench import (
     BENCHMARK,
     GALLERY_ITEMS,
+    ITEM_SEED,
     SWEEP_SPLIT,
     Measured,
     Part,
@@ -67,7 +68,7 @@ def evaluate(recipe: EmojiBenchRecipe, run: RunFolder) -> Result | None:
     if result is None:
         return None
     result.write(run.result_path(BENCHMARK))
-    text = result.markdown() + changes_markdown(result)
+    text = result.markdown() + result.protocol() + changes_markdown(result)
     run.result_path(BENCHMARK).with_suffix(".md").write_text(text, encoding="utf-8")
     return result
 
@@ -225,12 +226,15 @@ class _Bench:
                     "item": [example.meta["where"] for example in self.items[split]],
                     **{column: table[:, i].round(5).tolist() for i, column in enumerate(COLUMNS)},
                 }
-        asked = self.recipe.items * len(self.recipe.splits)
+        asked, members = self.recipe, self._all_members()
+        pictures = asked.items * len(asked.splits) * len(asked.seeds) * len(members)
+        scales = ", ".join(f"{scale:g}" for scale in asked.guidance)
+        swept = f"guidance: each policy at the scale of {scales} with the best CP·PF on the {SWEEP_SPLIT} split"
         return Result(
             benchmark=BENCHMARK,
             metrics=metrics,
             per_item=per_item,
-            coverage={"items": asked, "scored": sum(len(items) for items in self.items.values())},
+            coverage={"items": pictures, "scored": pictures},
             judge=f"{self.evaluator.name} {fingerprint(self.recipe.evaluator)}",
             seeds=self.recipe.seeds,
             details={
@@ -238,8 +242,11 @@ class _Bench:
                 "splits": list(self.recipe.splits),
                 "guidance": self.scales,
                 "sweep": {"split": SWEEP_SPLIT, "policies": self.sweeps},
-                "temperature": self.recipe.temperature,
+                "sampling": {"temperature": self.recipe.temperature},
             },
+            checkpoints={member.row: f"{member.path} {fingerprint(member.path)}" for member in members},
+            prompts=f"{asked.items} each of {', '.join(asked.splits)}; number {ITEM_SEED} of the emoji world",
+            notes=(swept,) if self.sweeps else (),
         )
 
     def _gallery(self, split: Split) -> None:

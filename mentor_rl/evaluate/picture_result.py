@@ -124,21 +124,9 @@ def write_result(result: Result, run: RunFolder, rows: Sequence[Row], facts: Seq
     folders = {row.name: row.folder for row in rows}
     pictures = file.parent / "pictures" / result.benchmark
     save_gallery(file.with_suffix(".png"), pictures, folders, [known.scored for known in facts])
-    text = result.markdown() + protocol_markdown(result) + published_markdown(result)
+    text = result.markdown() + result.protocol() + published_markdown(result)
     write_atomically(file.with_suffix(".md"), text)
     result.write(file)
-
-
-def protocol_markdown(result: Result) -> str:
-    """What was measured, with what, on what: the lines below a table."""
-    judge = "judge (a stand-in)" if result.stand_in else "judge"
-    lines = [f"- {judge}: {result.judge}", f"- prompts: {result.prompts}"]
-    lines += [f"- {row}: {source}" for row, source in result.checkpoints.items()]
-    sampling = ", ".join(f"{name} {value:g}" for name, value in result.details["sampling"].items())
-    lines += [f"- seeds: {', '.join(map(str, result.seeds))}; sampling of policies: {sampling}"]
-    lines += [f"- scored: {result.coverage['scored']:g} of {result.coverage['items']:g} pictures"]
-    lines += [f"- {note}" for note in result.notes]
-    return "\n" + "\n".join(lines) + "\n"
 
 
 def _lower_bound(benchmark: Benchmark, scored: Scored) -> dict[str, dict[str, Value]]:

@@ -27,11 +27,11 @@ class Result:
         benchmark: its name.
         metrics: row -> metric -> a number, or [mean, low, high] with the 95 % interval over items.
         per_item: row -> column -> one entry per item, e.g. {"after": {"item": [...], "CP": [...], "PF": [...]}}.
-        coverage: how many items were asked for, and how many were scored.
+        coverage: how many pictures were asked for (``items``), and how many were scored (``scored``).
         judge: what scored the pictures, with a checksum where it is a checkpoint.
         stand_in: True where a judge stands in for the published one, so that numbers are not comparable with papers.
         seeds: sampling seeds behind each row of a policy.
-        details: anything else worth keeping: the guidance sweep, the scale that each policy is reported at.
+        details: anything else worth keeping: ``sampling`` (name -> number) of the policies, the guidance sweep.
         checkpoints: row -> the checkpoint that drew its pictures, with a checksum, or the folder they were given in.
         prompts: where the items come from.
         notes: footnotes: how the protocol differs from the published one.
@@ -92,6 +92,16 @@ class Result:
         for name, row in self.metrics.items():
             lines.append(f"| {name} | {' | '.join(cell(row.get(column)) for column in columns)} |")
         return "\n".join(lines) + "\n"
+
+    def protocol(self) -> str:
+        """What was measured, with what, on what: the lines below a table in Markdown."""
+        lines = [f"- judge{' (a stand-in)' * self.stand_in}: {self.judge}", f"- prompts: {self.prompts}"]
+        lines += [f"- {row}: {source}" for row, source in self.checkpoints.items()]
+        sampling = ", ".join(f"{name} {value:g}" for name, value in self.details["sampling"].items())
+        lines += [f"- seeds: {', '.join(map(str, self.seeds))}; sampling of policies: {sampling}"]
+        lines += [f"- scored: {self.coverage['scored']:g} of {self.coverage['items']:g} pictures"]
+        lines += [f"- {note}" for note in self.notes]
+        return "\n" + "\n".join(lines) + "\n"
 
     def table(self) -> Table:
         """The table for a terminal: values alone, so that it fits; the intervals are in the JSON and the Markdown.

@@ -28,6 +28,7 @@ from mentor_rl.evaluate.cells import Cell, CellStore
 from mentor_rl.evaluate.emojibench import Measured, best_guidance, metrics_of, row_name
 from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate, relative_changes
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
+from mentor_rl.evaluate.fingerprint import fingerprint
 from mentor_rl.evaluate.paired import change, pairs_of
 from mentor_rl.evaluate.recipes import EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result
@@ -234,6 +235,10 @@ def test_a_bench_stops_between_parts_and_goes_on(
     assert changed is not None
     assert changed[0][0] == pytest.approx((columns["after"] - columns["before"]).mean(), abs=1e-5)
     assert "| after | unseen subjects | " in changes_markdown(result)
+    page = run.result_path("emojibench").with_suffix(".md").read_text(encoding="utf-8")
+    assert f"- after 2: {other_policy} {fingerprint(other_policy)}\n" in page  # what drew, judged and was asked
+    assert f" {fingerprint(untrained_evaluator)}\n- prompts: 3 each of unseen_subjects; number 4711" in page
+    assert "- scored: 18 of 18 pictures\n- guidance: each policy at the scale of 1, 2 with the best" in page
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
 

@@ -101,7 +101,7 @@ def test_a_stand_in_never_stands_beside_published_numbers() -> None:
 
 def test_an_ablation_stands_beneath_the_papers_where_it_was_measured_alike() -> None:
     arms = {"guidance_scale=7.5": ArmOutcome({}, (), (42,), {"benchmark": {"CP": Cell(0.5, {"42": 0.5})}})}
-    facts = {"benchmark": "dreambench_plus", "judge": "gpt-4o-2024-05-13", "items": 1350, "published": "guidance"}
+    facts = {"benchmark": "dreambench_plus", "judge": "gpt-4o-2024-05-13", "pictures": 1350, "published": "guidance"}
 
     def text(missing: tuple[str, ...] = (), **changes: object) -> str:
         return Outcome("abl", "", "x", (42,), arms, missing, {**facts, **changes}).markdown()
@@ -112,7 +112,7 @@ def test_an_ablation_stands_beneath_the_papers_where_it_was_measured_alike() -> 
     for changes, why in (
         ({"stand_in": True}, "judged by a stand-in (gpt-4o-2024-05-13)"),
         ({"benchmark": "emojibench"}, "measured by emojibench, theirs by dreambench_plus"),
-        ({"items": 6}, "not all 1350 items were measured"),
+        ({"pictures": 6}, "not all 1350 items were measured"),
         ({"missing": ("a/seed0/benchmark",)}, "not all runs are finished"),
     ):
         assert f"Published numbers are left out: {why}." in text(**changes)  # type: ignore[arg-type]
