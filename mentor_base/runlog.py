@@ -28,6 +28,7 @@ import yaml
 from mentor_base.errors import UserError
 
 MARKER = "recipe.yaml"
+MANIFEST = "manifest.json"
 BROKEN = "broken.ndjson"  # JSON lines like the rest, but a glob over rows must not take it for rows
 
 
@@ -46,7 +47,8 @@ class RunFolder:
         recipe: Mapping[str, Any],
         reread: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda held: held,
     ) -> RunFolder:
-        """Create the folder for this recipe, or reopen it to resume. A folder with another recipe is an error.
+        """Create the folder for this recipe, or reopen it to resume. A folder with another recipe is an error, unless
+        that one was refused before it began: a corrected recipe takes its place.
 
         ``reread`` says how a kept recipe reads today: settings may have come since its run began.
         """
@@ -56,14 +58,15 @@ class RunFolder:
         if marker.exists():
             held = reread(yaml.safe_load(marker.read_text(encoding="utf-8")))
             fresh = yaml.safe_load(text)
-            if held != fresh:
+            if held == fresh:
+                folder._base_seconds = folder._seconds_so_far()
+                return folder
+            if folder._begun():
                 raise UserError(
                     f"{folder.path}: holds another run (differs in {_first_difference(held, fresh)}); "
                     "choose another run=..., or delete the folder"
                 )
-            folder._base_seconds = folder._seconds_so_far()
-            return folder
-        if folder.path.exists() and any(folder.path.iterdir()):
+        elif folder.path.exists() and any(folder.path.iterdir()):
             raise UserError(
                 f"{folder.path}: expected an empty folder or a run, found other files; choose another run=..."
             )
@@ -138,7 +141,7 @@ class RunFolder:
 
     def write_manifest(self, **facts: Any) -> None:
         """Add facts to manifest.json; earlier ones stay."""
-        file = self.path / "manifest.json"
+        file = self.path / MANIFEST
         held = json.loads(file.read_text(encoding="utf-8")) if file.exists() else surroundings()
         held.update(facts)
         write_atomically(file, json.dumps(held, indent=2) + "\n")
@@ -153,8 +156,12 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """The facts written so far."""
-        loaded: dict[str, Any] = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        loaded: dict[str, Any] = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
         return loaded
+
+    def _begun(self) -> bool:
+        """Whether the run has left anything beyond what ``open`` writes."""
+        return any(file.name not in (MARKER, MANIFEST) for file in self.path.iterdir())
 
     def _seconds_so_far(self) -> float:
         return max((line["seconds"] for line in self.metrics()), default=0.0)

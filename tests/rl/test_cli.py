@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -212,13 +213,28 @@ def test_processes_that_cannot_share_the_work_leave_no_run_folder(
 
 
 def test_a_run_folder_that_holds_something_else(mentor: Shell) -> None:
-    RunFolder.open("runs/vq", {"kind": "tokenizer", "seed": 0, "optimisation": {"steps": 2}})
+    held = RunFolder.open("runs/vq", {"kind": "tokenizer", "seed": 0, "optimisation": {"steps": 2}})
+    held.log(1, loss=1.0)
     line = mentor.refuses("train", "x.yaml")
     assert line.startswith("runs/vq: holds another run (differs in ")
     Path("runs/notes").mkdir()
     Path("runs/notes/mine.txt").touch()
     line = mentor.refuses("train", "x.yaml", "run=runs/notes")
     assert line.startswith("runs/notes: expected an empty folder or a run, found other files")
+
+
+def test_a_corrected_recipe_takes_the_folder_of_a_refused_one(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(run: RunFolder, losses: Any, **_: object) -> None:
+        if losses.l1 < 0.5:
+            raise UserError("refused before it began")
+        run.log(1, loss=1.0)
+
+    monkeypatch.setattr("mentor_base.tokenizer_training.train_tokenizer", train)
+    assert mentor.refuses("train", "x.yaml", "losses.l1=0.25") == "refused before it began"
+    code, _, err = mentor("train", "x.yaml", "losses.l1=1.5")
+    assert (code, err) == (0, "")
+    assert yaml.safe_load(Path("runs/vq/recipe.yaml").read_text())["losses"]["l1"] == 1.5
+    assert "holds another run (differs in losses.l1: 1.5 there, 2" in mentor.refuses("train", "x.yaml", "losses.l1=2")
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
