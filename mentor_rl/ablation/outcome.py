@@ -11,7 +11,7 @@ from typing import Any
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import write_atomically
-from mentor_rl.evaluate.published import published_tables, shown
+from mentor_rl.evaluate.published import PublishedTable, published_tables, shown
 from mentor_rl.evaluate.result import number
 
 BENCHMARK, REWARDS = "benchmark", "rewards"
@@ -148,10 +148,14 @@ class Outcome:
         marks = {"judge": " (a stand-in: not comparable with published numbers)"} if self.facts.get("stand_in") else {}
         return "; ".join(f"{key}{marks.get(key, '')}: {value}" for key, value in told.items())
 
-    def published_markdown(self) -> str:
-        """The paper's table that the recipe names with our arms beneath, or why it is left out."""
+    def published_rows(self) -> tuple[PublishedTable, list[tuple[str, list[str]]]] | None:
+        """The paper's table that the recipe names and all rows under its columns, ours last; None: no table is named.
+
+        Raises:
+            UserError: ours were measured otherwise, or are not finished.
+        """
         if self.facts.get("published") is None:
-            return ""
+            return None
         table, measured = published_tables()[self.facts["published"]], self.facts.get("benchmark")
         whole = self.facts.get("pictures") == PICTURES * len(self.facts.get("sampling seeds", "").split(","))
         reasons = {
@@ -161,13 +165,25 @@ class Outcome:
             "not all runs are finished": self.missing,
         }
         if why := next((reason for reason, holds in reasons.items() if holds), None):
-            return f"Published numbers are left out: {why}.\n"
-        lines = [f"| MENTOR, table {table.number}: {table.title} | {' | '.join(table.columns)} |"]
-        lines.append("|---" * (len(table.columns) + 1) + "|")
-        lines += [f"| {name} | {' | '.join(map(shown, values))} |" for name, values in table.rows.items()]
+            raise UserError(f"Published numbers are left out: {why}.")
+        rows = [(name, [*map(shown, values)]) for name, values in table.rows.items()]
         for name, arm in self.arms.items():
             cells = arm.panels.get(BENCHMARK, {})
-            lines.append(f"| **{name}** (ours) | {' | '.join(shown_value(cells.get(c)) for c in table.columns)} |")
+            rows.append((f"{name} (ours)", [shown_value(cells.get(column)) for column in table.columns]))
+        return table, rows
+
+    def published_markdown(self) -> str:
+        """The paper's table with our arms beneath, or why it is left out."""
+        try:
+            beside = self.published_rows()
+        except UserError as error:
+            return f"{error}\n"
+        if beside is None:
+            return ""
+        table, rows = beside
+        lines = [f"| MENTOR, table {table.number}: {table.title} | {' | '.join(table.columns)} |"]
+        lines.append("|---" * (len(table.columns) + 1) + "|")
+        lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows]
         return "\n".join(lines) + f"\n\n{table.footnote.strip()} Published: {table.source}.\n"
 
     def _values(self, panel: str) -> str:

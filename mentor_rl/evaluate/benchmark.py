@@ -107,10 +107,12 @@ class Tabulated:
     Attributes:
         metrics: of the row under "", of its parts under their names: {"": {"CP": .5}, "animal": {"CP": .4}}.
         per_item: columns of equal length, "item" first: goes into Result.per_item.
+        notes: what these numbers leave out, e.g. why a column is empty.
     """
 
     metrics: Mapping[str, Mapping[str, Value]]
     per_item: Mapping[str, list[Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Benchmark(Protocol):

@@ -14,6 +14,7 @@ from mentor_rl.pictures import SUFFIXES, open_picture
 
 SHOWN = 5  # names in a list of faults
 DRAWN = ".png"
+SIGNATURE = "policy.json"  # in a folder that a policy draws into: whose pictures they are
 ENDINGS = tuple(each for suffix in SUFFIXES for each in (suffix, suffix.upper()))
 
 
@@ -61,7 +62,11 @@ class PictureFolder:
     def check(self, known: Container[str] = ()) -> FolderFaults:
         """Look at every file; reads all pictures. ``known``: further file stems that are no fault."""
         wanted = {f"{item}_{seed}": (item, seed) for item, seed in self.keys}
-        files = self._files()
+        files, missing = self._files(), self.missing()
+        absent = {f"{item}_{seed}" for item, seed in missing}
+        others = self._others()
+        strangers = [file for file in files if file.stem not in wanted and file.stem not in known]
+        strangers += [file for file in others if file.stem not in absent]
         broken: dict[PictureKey, str] = {}
         second = {file.name for file in files if file.stem in wanted and file != self.path(*wanted[file.stem])}
         for file in files:
@@ -72,31 +77,48 @@ class PictureFolder:
                     broken[wanted[file.stem]] = str(error)
         return FolderFaults(
             folder=self.folder,
-            missing=tuple(self.missing()),
-            extra=tuple(sorted(file.name for file in files if file.stem not in wanted and file.stem not in known)),
+            missing=tuple(missing),
+            extra=tuple(sorted(file.name for file in strangers)),
+            unread=tuple(sorted(file.name for file in others if file.stem in absent)),
             second=tuple(sorted(second)),
             broken=broken,
         )
 
     def _files(self) -> list[Path]:
+        return [file for file in self._visible() if file.suffix in ENDINGS]
+
+    def _others(self) -> list[Path]:
+        """Files that are no pictures by their endings."""
+        return [file for file in self._visible() if file.suffix not in ENDINGS and file.is_file()]
+
+    def _visible(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         names = (file for file in self.folder.iterdir() if not file.name.startswith("."))
-        return sorted(file for file in names if file.suffix in ENDINGS)
+        return sorted(file for file in names if file.name != SIGNATURE)
 
 
 @dataclass(frozen=True)
 class FolderFaults:
-    """What is wrong with a folder of pictures; ``second``: files beside another one of the same item and seed."""
+    """What is wrong with a folder of pictures.
+
+    Attributes:
+        missing: keys without a picture that can be read by its ending.
+        unread: files of such keys with another ending, e.g. .gif or .Png.
+        extra: all other files that nobody asked for.
+        second: files beside another one of the same item and seed.
+        broken: why a picture cannot be decoded.
+    """
 
     folder: Path
     missing: tuple[PictureKey, ...]
+    unread: tuple[str, ...]
     extra: tuple[str, ...]
     second: tuple[str, ...]
     broken: dict[PictureKey, str]
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.second or self.broken)
+        return bool(self.missing or self.unread or self.extra or self.second or self.broken)
 
     def lines(self) -> list[str]:
         """For people: each kind of fault with its number and the first few names."""
@@ -104,6 +126,7 @@ class FolderFaults:
         broken = [reason.removeprefix(f"{self.folder}/") for reason in self.broken.values()]
         kinds = (
             ("missing", missing),
+            ("of another format (expected .png, .jpg or .webp)", self.unread),
             ("not asked for", self.extra),
             ("there under two endings", self.second),
             ("unreadable", broken),

@@ -82,10 +82,12 @@ def make_result(
     metrics: dict[str, dict[str, Value]] = {}
     per_item: dict[str, dict[str, list[Any]]] = {}
     covered: dict[str, dict[str, Any]] = {}
+    told: list[str] = []
     for row, known in zip(rows, facts, strict=True):
         table = benchmark.tabulate(known.scored)
         metrics |= {_joined(row.name, part): dict(values) for part, values in table.metrics.items()}
         per_item[row.name] = dict(table.per_item)
+        told += [note for note in table.notes if note not in told]
         covered[row.name] = {"asked": len(row.folder.keys), "scored": len(known.scored.facts)}
         if known.unscored:
             first = list(known.unscored.items())[:REASONS]
@@ -110,11 +112,12 @@ def make_result(
             "dtype": recipe.dtype,
             "device": device,
             "items": items,
+            "settings": _own_settings(recipe),
             "all items": all_items,
         },
         checkpoints={row.name: row.source for row in rows},
         prompts=benchmark.prompts,
-        notes=(*(limits if items < all_items else ()), *benchmark.notes()),
+        notes=(*(limits if items < all_items else ()), *told, *benchmark.notes()),
     )
 
 
@@ -138,6 +141,12 @@ def _lower_bound(benchmark: Benchmark, scored: Scored) -> dict[str, dict[str, Va
     filled = {key: scored.facts.get(key, floor) for key in keys}
     table = benchmark.tabulate(Scored(scored.row, scored.items, scored.seeds, filled, scored.path))
     return {_joined(scored.row, LOWER_BOUND): dict(table.metrics[""])}
+
+
+def _own_settings(recipe: PictureRecipe) -> dict[str, Any]:
+    """What a benchmark's recipe says beyond the keys that all share."""
+    own = type(recipe).model_fields.keys() - PictureRecipe.model_fields.keys()
+    return recipe.model_dump(mode="json", include=own)
 
 
 def _joined(row: str, part: str) -> str:

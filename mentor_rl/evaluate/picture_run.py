@@ -21,7 +21,7 @@ from mentor_base.runlog import RunFolder, write_atomically
 from mentor_rl.evaluate.benchmark import Benchmark, Item, PictureKey, Sample
 from mentor_rl.evaluate.drawing import draw_missing
 from mentor_rl.evaluate.fingerprint import fingerprint
-from mentor_rl.evaluate.picture_folder import PictureFolder
+from mentor_rl.evaluate.picture_folder import SIGNATURE, PictureFolder
 from mentor_rl.evaluate.picture_result import Row, gather, make_result, write_result
 from mentor_rl.evaluate.processes import Processes
 from mentor_rl.evaluate.recipes import PictureRecipe
@@ -139,7 +139,7 @@ class _Run:
 
     def _sign(self, folder: Path, source: str) -> None:
         """Keep pictures of different weights apart."""
-        file = folder / "policy.json"
+        file = folder / SIGNATURE
         if self.processes.first and not file.exists():
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps({"policy": source, "items": self.questions}) + "\n")

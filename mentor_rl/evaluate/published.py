@@ -7,9 +7,10 @@ of a part of the items, are never put into one table with published ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from typing import Any
 
 import yaml
 
@@ -32,6 +33,7 @@ class PublishedTable:
         source: where the numbers were read.
         footnote: how the published protocol differs from the one here.
         items: how many the benchmark has; None where its data set cannot be cut short.
+        settings: keys of the benchmark's recipe that must have these values.
     """
 
     name: str
@@ -43,6 +45,7 @@ class PublishedTable:
     source: str
     footnote: str
     items: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, row: str, column: str) -> Published:
         """One number.
@@ -79,7 +82,8 @@ def table_beside(result: Result) -> PublishedTable | None:
     """The published table that a result's rows may stand beside; None where there is none.
 
     Raises:
-        UserError: a stand-in judged, only some of the items were asked for, or not all pictures have a score.
+        UserError: a stand-in judged, the recipe asks otherwise, only some of the items were asked for, or not all
+            pictures have a score.
     """
     table = next((table for table in published_tables().values() if table.benchmark == result.benchmark), None)
     if table is None:
@@ -88,6 +92,12 @@ def table_beside(result: Result) -> PublishedTable | None:
         raise UserError(
             f"{result.benchmark}: judged by a stand-in ({result.judge}): not comparable with published numbers"
         )
+    for key, theirs in table.settings.items():
+        ours = result.details.get("settings", {}).get(key)
+        if ours != theirs:
+            raise UserError(
+                f"{result.benchmark}: {key} is {'not known' if ours is None else ours}, published numbers need {theirs}"
+            )
     asked = result.details.get("items")
     if asked != result.details.get("all items") or (table.items is not None and asked != table.items):
         raise UserError(

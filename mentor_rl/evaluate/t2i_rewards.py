@@ -10,7 +10,7 @@ Shapes: I prompts, R rewards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +86,22 @@ class T2IRewards:
                 name: _estimates(table_IR[categories == name], names) for name in self.files if name in categories
             }
         columns = {name: table_IR[:, i].round(6).tolist() for i, name in enumerate(names)}
-        return Tabulated(metrics, {"item": [item.id for item, _ in pairs], **columns})
+        notes = inapplicable(metrics, {"": len(pairs), **{name: int(sum(categories == name)) for name in self.files}})
+        return Tabulated(metrics, {"item": [item.id for item, _ in pairs], **columns}, notes)
 
     def notes(self) -> Sequence[str]:
         """Means, and what they are means of."""
         return ["means of raw scores, seeds averaged inside a prompt; 95 % bootstrap interval over prompts"]
+
+
+def inapplicable(metrics: Mapping[str, Mapping[str, Value]], prompts: Mapping[str, int]) -> list[str]:
+    """The rewards whose cells are empty, of all prompts or of a file; ``prompts``: how many each part has."""
+    return [
+        f"{name} applies to none of the {prompts[part]} prompts{f' of {part}' if part else ''}"
+        for part, values in metrics.items()
+        for name, value in values.items()
+        if value is None and (not part or metrics[""][name] is not None)
+    ]
 
 
 def _mean(values: Sequence[float | None]) -> float:

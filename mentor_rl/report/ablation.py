@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_rl.ablation.arms import UNTUNED
 from mentor_rl.ablation.outcome import (
@@ -39,6 +40,7 @@ def ablation_section(folder: Path, label: str, anchor: str) -> str:
         f"<p class='alarm'>{escape(missing)}</p>" if missing else "",
         section("Arms", _arms(outcome)),
         *(section(TITLES[panel], _panel(outcome, panel)) for panel in outcome.panels()),
+        section("Beside the paper", _published(outcome)),
         section(
             "CP against PF", _scatter(outcome), "Large: the mean over seeds; small: each seed. Lines: equal products."
         ),
@@ -57,6 +59,24 @@ def _missing(names: Sequence[str]) -> str:
         return ""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"Not finished: {', '.join(names[:NAMED])}{more}."
+
+
+def _published(outcome: Outcome) -> str:
+    """The paper's rows with our arms beneath, or why they are left out."""
+    try:
+        beside = outcome.published_rows()
+    except UserError as error:
+        return f"<p class='note'>{escape(str(error))}</p>"
+    if beside is None:
+        return ""
+    told, rows = beside
+    title = f"<h3>MENTOR, table {told.number}: {escape(told.title)}</h3>"
+    below = f"<p class='note'>{escape(told.footnote.strip())} Published: {escape(told.source)}.</p>"
+    return (
+        title
+        + table(["", *map(escape, told.columns)], [[*map(escape, (name, *cells))] for name, cells in rows])
+        + below
+    )
 
 
 def _arms(outcome: Outcome) -> str:

@@ -185,6 +185,8 @@ def test_perfect_drawings_reach_one_in_every_protocol(tmp_path: Path) -> None:
     drawn = cut_outs(root, tmp_path / "drawn", range(1, 151))
     both = run_of(recipe_of(root, tmp_path / "all", labels="all", images={"true": str(drawn)}))
     assert both.metrics["true"] == {f"mIoU {protocol}": [1, 1, 1] for protocol in "ABC"}
+    assert both.details["settings"].items() >= {"labels": "all", "side": 16}.items()
+    assert "0.1991" not in (tmp_path / "all" / "results" / "ade20k.md").read_text(encoding="utf-8")
     # One more label that claims a part of the left half, as true as the right one: only C asks for it.
     part = composite(square(Image.open(read_scenes(root)[0].image), 16), np.indices((16, 16)).sum(0) < 8)
     part.save(drawn / "ADE_val_00000001_003_0.png")

@@ -31,6 +31,7 @@ from mentor_rl.evaluate.prompt_files import read_prompts
 from mentor_rl.evaluate.recipes import T2IRewardsRecipe
 from mentor_rl.evaluate.result import Result
 from mentor_rl.evaluate.score_store import ScoreStore
+from mentor_rl.evaluate.t2i_rewards import inapplicable
 from mentor_rl.gallery import read_rows
 
 PROMPTS = ["a red fox", "a blue fox", "two foxes", "a fox on a green background", "a small fox"]
@@ -202,6 +203,41 @@ def test_endings_in_capitals_count_and_doubled_pictures_are_listed(tmp_path: Pat
     assert folder.open("a", 0).size == (8, 8)
     Image.new("RGB", (8, 8)).save(tmp_path / "b_0.jpg")
     assert folder.check().lines() == [f"{tmp_path}: 1 there under two endings: b_0.jpg"]
+
+
+def test_every_file_that_is_no_wanted_picture_is_told(tmp_path: Path) -> None:
+    keys = (("a", 0), ("b", 0), ("c", 0))
+    for name in ("a_0.png", "a_0.Png", "b_0.gif", "x_0.gif"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="PNG")
+    for name in ("a_0.txt", "notes.txt", ".DS_Store", "policy.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    (tmp_path / "more").mkdir()
+    folder = PictureFolder(tmp_path, keys)
+    assert folder.check().lines() == [
+        f"{tmp_path}: 2 missing: b_0.png, c_0.png",
+        f"{tmp_path}: 1 of another format (expected .png, .jpg or .webp): b_0.gif",
+        f"{tmp_path}: 4 not asked for: a_0.Png, a_0.txt, notes.txt, x_0.gif",
+    ]
+    assert folder.missing() == [("b", 0), ("c", 0)]
+
+
+def test_a_reward_that_applies_to_no_prompt_is_named(recipe: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "others"
+    folder.mkdir()
+    for name in ("plain_00000_0", "plain_00001_0", "more_00000_0"):
+        Image.new("RGB", (8, 8)).save(folder / f"{name}.png")
+    (tmp_path / "plain.txt").write_text("a fox\na kite", encoding="utf-8")
+    (tmp_path / "more.txt").write_text("an owl", encoding="utf-8")
+    files = {"plain": str(tmp_path / "plain.txt"), "more": str(tmp_path / "more.txt")}
+    rewards = {**recipe["rewards"], "subject": {"use": f"{HERE}:Brightness", "tasks": ["subject"]}}
+    given = {**recipe, "policies": {}, "images": {"one": str(folder), "two": str(folder)}, "seeds": [0]}
+    result = run({**given, "prompts": files, "rewards": rewards})
+    assert [note for note in result.notes if "applies" in note] == ["subject applies to none of the 3 prompts"]
+    assert result.metrics["one"]["subject"] is None
+    assert result.metrics["one"]["brightness"] is not None
+    cells = {"": {"a": 1.0, "b": None}, "plain": {"a": None, "b": None}, "more": {"a": 1.0, "b": None}}
+    told = inapplicable(cells, {"": 3, "plain": 2, "more": 1})
+    assert told == ["b applies to none of the 3 prompts", "a applies to none of the 2 prompts of plain"]
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", ".hidden", "a · b", ""])

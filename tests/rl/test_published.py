@@ -99,6 +99,23 @@ def test_a_stand_in_never_stands_beside_published_numbers() -> None:
         published_tables()["fid"].value("MENTO", "FID")
 
 
+def test_ade20k_stands_beside_the_paper_by_all_labels_of_all_pictures_at_its_side() -> None:
+    def beside(items: int = 300_000, **settings: object) -> bool:
+        asked = {"settings": {"labels": "all", "side": 512, **settings}, "items": items, "all items": items}
+        return table_beside(Result("ade20k", {}, details=asked, coverage={"items": items, "scored": items})) is not None
+
+    assert beside()
+    for changes, why in (
+        ({"items": 299_850}, "only some of the items"),  # a folder of 1,999 pictures
+        ({"items": 15_000}, "only some of the items"),  # the subset of 100
+        ({"labels": "present"}, "labels is present, published numbers need all"),
+        ({"side": 256}, "side is 256, published numbers need 512"),
+        ({"side": None}, "side is not known"),
+    ):
+        with pytest.raises(UserError, match=why):
+            beside(**changes)  # type: ignore[arg-type]
+
+
 def test_an_ablation_stands_beneath_the_papers_where_it_was_measured_alike() -> None:
     arms = {"guidance_scale=7.5": ArmOutcome({}, (), (42,), {"benchmark": {"CP": Cell(0.5, {"42": 0.5})}})}
     facts = {"benchmark": "dreambench_plus", "judge": "gpt-4o-2024-05-13", "pictures": 1350, "published": "guidance"}
@@ -107,7 +124,7 @@ def test_an_ablation_stands_beneath_the_papers_where_it_was_measured_alike() -> 
         return Outcome("abl", "", "x", (42,), arms, missing, {**facts, **changes}).markdown()
 
     assert "| 7.5 | 0.557 | 0.84 | 0.468 |" in text()
-    assert "| **guidance_scale=7.5** (ours) | 0.500 |  |  |" in text()
+    assert "| guidance_scale=7.5 (ours) | 0.500 |  |  |" in text()
     assert "published: guidance" not in text()
     for changes, why in (
         ({"stand_in": True}, "judged by a stand-in (gpt-4o-2024-05-13)"),

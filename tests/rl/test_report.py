@@ -290,6 +290,27 @@ def test_published_rows_stand_above_ours() -> None:
     assert published_table(Result("t2i_rewards", {})) == ""
 
 
+def test_published_rows_stand_above_an_ablation_s_arms(tmp_path: Path) -> None:
+    arms = {HOSTILE: ArmOutcome({}, (), (42,), {"benchmark": {"CP": Cell(0.5, {"42": 0.5})}})}
+    facts = {"benchmark": "dreambench_plus", "judge": HOSTILE, "items": 1350, "published": "guidance"}
+
+    def page(**changes: object) -> str:
+        outcome = Outcome("abl", "", "x", (42,), arms, (), {**facts, **changes})
+        folder = RunFolder.open(tmp_path / f"abl{len(changes)}", {"kind": "ablate", "run": "abl"}).path
+        outcome.write(folder / "results" / "ablation.json")
+        return write_report([folder], tmp_path / "out.html").read_text(encoding="utf-8")
+
+    shown = page()
+    assert "<h3>MENTOR, table 10: " in shown
+    assert "0.557" in shown
+    assert shown.index("0.557") < shown.index(f"{html.escape(HOSTILE)} (ours)")
+    assert HOSTILE not in shown
+    refused = page(stand_in=True)
+    assert f"Published numbers are left out: judged by a stand-in ({html.escape(HOSTILE)})." in refused
+    assert "0.557" not in refused
+    assert "Beside the paper" not in page(stand_in=False, published=None)
+
+
 def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong() -> None:
     assert line_chart("empty", {"a": [(0, float("nan"))]}) == ""
     svg = scatter_chart("cp pf", {"low": (0.1, 0.1), "high": (0.9, 0.9)}, "PF", "CP")
