@@ -3,6 +3,9 @@
 Prefix rows attend causally to their own prompt's prefix, image rows to their prompt's prefix and causally to their own
 image. Padding is seen by nobody but itself.
 
+A step of sampling has no mask but one number per prefix slot. The other passes have one boolean mask per prompt, shared
+by heads and images: prompts of a batch differ in their padding, which the causal flag of fused kernels cannot say.
+
 Shapes: K prompts, G images a prompt (N = K * G), T prefix slots, S image inputs of the pass, J image inputs so far, R
 rows, H heads, d head width, D = H * d.
 """

@@ -149,19 +149,14 @@ def _source(data: Any) -> Any:
     return data.get("source", "emoji") if isinstance(data, dict) else getattr(data, "source", None)
 
 
-def _asks(data: Any) -> str:
-    return "prompts" if _source(data) == "prompts" else "rows"
-
-
-Data = Annotated[
+_Answered = (
     Annotated[EmojiData, Tag("emoji")]
     | Annotated[JsonlData, Tag("jsonl")]
     | Annotated[ShardData, Tag("shards")]
-    | Annotated[ParquetData, Tag("parquet")],
-    Discriminator(_source),
-]
-
-AnyPrompts = Annotated[Annotated[Data, Tag("rows")] | Annotated[PromptData, Tag("prompts")], Discriminator(_asks)]
+    | Annotated[ParquetData, Tag("parquet")]
+)
+Data = Annotated[_Answered, Discriminator(_source)]
+AnyPrompts = Annotated[_Answered | Annotated[PromptData, Tag("prompts")], Discriminator(_source)]
 
 
 class Mixture(Section):

@@ -99,13 +99,19 @@ def _sampler(recipe: GrpoRecipe) -> Iterator[str]:
         )
     if len(scales) == 2 and scales[0] >= scales[1]:
         yield f"algorithm.guidance.scale: expected [low, high] with low < high, found [{scales[0]:g}, {scales[1]:g}]"
-    if algorithm.importance is not None and guidance.logprob == "conditional" and guidance.guided:
+    biased = guidance.logprob == "conditional" and guidance.guided
+    if algorithm.importance is not None and biased:
         yield (
             "algorithm.importance: expected guidance.logprob 'guided', found 'conditional': the weights of a picture "
             "between the two distributions are 0 or without bound"
         )
     if algorithm.sampler_dtype is not None and recipe.optimisation.precision == "bf16":
         yield "algorithm.sampler_dtype: expected none with precision 'bf16', whose rollouts are in bfloat16 anyway"
+    elif algorithm.sampler_dtype is not None and algorithm.importance is None and not biased:
+        yield (
+            f"algorithm.importance: expected with sampler_dtype '{algorithm.sampler_dtype}', found none: "
+            "the log-probs of rollouts are then not those of the update, and nothing makes up for it"
+        )
 
 
 def _run(recipe: GrpoRecipe) -> Iterator[str]:

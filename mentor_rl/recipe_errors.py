@@ -22,7 +22,7 @@ def error_lines(error: ValidationError, model: type[BaseModel], data: Any, where
     """
     found: dict[str, list[str]] = {}
     for detail in error.errors():
-        keys = real_keys(detail["loc"], data)
+        keys = (*real_keys(detail["loc"], data), *_tag_key(detail))
         dotted = ".".join(map(str, keys))
         place = f"{where(keys)}: {dotted}" if dotted else where(keys)
         found.setdefault(place, []).append(_explain(detail, keys, model))
@@ -48,6 +48,12 @@ def names_at(model: type[BaseModel], keys: Keys) -> list[str]:
     return sorted({name for section in _sections_at(model, keys) for name in section.model_fields})
 
 
+def _tag_key(detail: ErrorDetails) -> Keys:
+    """The key whose value chooses among sections, which pydantic leaves out: 'kind', or a function named for it."""
+    discriminator = str(detail.get("ctx", {}).get("discriminator", ""))
+    return tuple(re.findall(r"[a-z]+", discriminator)) if detail["type"] == "union_tag_invalid" else ()
+
+
 def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
     kind, found, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "extra_forbidden":
@@ -60,7 +66,7 @@ def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
     if kind in ("literal_error", "union_tag_invalid"):
         options = re.findall(r"'([^']*)'", str(context.get("expected", context.get("expected_tags", ""))))
         name = str(context.get("tag", found))
-        return f"unknown name '{name}'; {nearest(name, options)}; expected {_any_of(options)}"
+        return f"unknown name '{name}'; {nearest(name, options)}"
     if kind == "value_error":
         return str(context["error"])
     expected = detail["msg"].replace("Input should be", "expected")

@@ -35,7 +35,6 @@ from mentor_rewards.contract import (
     RewardSpec,
     Served,
     Stateful,
-    nearest,
 )
 from mentor_rewards.registry import build_reward
 from mentor_rewards.reward_schedule import Column, Schedule, guarded
@@ -149,7 +148,7 @@ class Composite:
         for name, reward in self.rewards.items():
             lacking = [column for column in reward.spec.columns if column not in available]
             if lacking:
-                has = f"{', '.join(sorted(available))} ({nearest(lacking[0], available)})" if available else "nothing"
+                has = ", ".join(sorted(available)) or "nothing"
                 raise RewardError(f"reward '{name}' needs {' and '.join(lacking)}; the prompts have {has}")
 
     def check_tasks(self, batch: RewardBatch) -> None:

@@ -231,6 +231,7 @@ def test_contradictions_are_refused_in_one_line(tmp_path, algorithm, message) ->
             {"sampler_dtype": "bfloat16"},
             "algorithm.sampler_dtype: expected none",
         ),
+        ("optimisation", {}, {"sampler_dtype": "bfloat16"}, "algorithm.importance: expected with sampler_dtype"),
     ],
 )
 def test_contradictions_between_sections(tmp_path, section, values, algorithm, message) -> None:
