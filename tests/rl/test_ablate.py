@@ -279,6 +279,7 @@ def test_another_run_in_a_job_s_folder_is_refused(plan: Any) -> None:
     job = plan(arms=arms).jobs["free/seed0/grpo"]
     job.folder.mkdir(parents=True)
     (job.folder / "recipe.yaml").write_text(recipe_text(job.recipe).replace("steps: 2", "steps: 9"))
+    (job.folder / "metrics.jsonl").touch()  # it has begun
     with pytest.raises(UserError, match=r"holds another run \(differs in optimisation.steps: 9 there, 2 now\)"):
         write_job_files(plan(arms=arms))
 

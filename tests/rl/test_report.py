@@ -292,7 +292,7 @@ def test_published_rows_stand_above_ours() -> None:
 
 def test_published_rows_stand_above_an_ablation_s_arms(tmp_path: Path) -> None:
     arms = {HOSTILE: ArmOutcome({}, (), (42,), {"benchmark": {"CP": Cell(0.5, {"42": 0.5})}})}
-    facts = {"benchmark": "dreambench_plus", "judge": HOSTILE, "items": 1350, "published": "guidance"}
+    facts = {"benchmark": "dreambench_plus", "judge": HOSTILE, "pictures": 1350, "published": "guidance"}
 
     def page(**changes: object) -> str:
         outcome = Outcome("abl", "", "x", (42,), arms, (), {**facts, **changes})
