@@ -116,7 +116,7 @@ def heat_map(
     largest = {column: max((abs(v) for (_, c), v in there.items() if c == column), default=0.0) for column in columns}
     parts = [_text(0, 15, title, size=13, weight=600)]
     for j, column in enumerate(columns):
-        parts.append(_text(left + (j + 0.5) * width, top - 8, _cut(column, 16), anchor="middle", size=10, muted=True))
+        parts.append(_text(left + (j + 0.5) * width, top - 8, _cut(column, 17), anchor="middle", size=10, muted=True))
     for i, row in enumerate(rows):
         middle = top + (i + 0.5) * height
         parts.append(_text(left - 8, middle + 3.5, _cut(row, 26), anchor="end", size=10))
