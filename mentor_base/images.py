@@ -59,3 +59,10 @@ def contact_sheet(
         if r < len(captions):
             draw.text((gap + 1, top + side + 1), captions[r], fill=(40, 40, 40))
     return sheet
+
+
+def middle(picture: Image.Image) -> Image.Image:
+    """The largest square around the centre."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 from mentor_base.errors import UserError
-from mentor_base.runlog import RunFolder
+from mentor_base.runlog import MANIFEST, MARKER, RunFolder
 from mentor_rl import gallery
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import line_chart
@@ -51,8 +51,8 @@ BEFORE_AFTER_ROWS = 12
 def write_card(run: RunFolder, folder: Path, dtype: str, best: Mapping[str, Any] | None = None) -> None:
     """Write README.md and the files that it shows into an export's folder. ``best``: see monitors/best.py."""
     recipe = run.recipe()
-    shutil.copyfile(run.path / "recipe.yaml", folder / "recipe.yaml")
-    shutil.copyfile(run.path / "manifest.json", folder / "manifest.json")
+    shutil.copyfile(run.path / MARKER, folder / MARKER)
+    shutil.copyfile(run.path / MANIFEST, folder / MANIFEST)
     _copy_licences(folder)
     sections = [
         _front_matter(recipe),

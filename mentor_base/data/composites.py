@@ -15,7 +15,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from mentor_base.images import over_white
+from mentor_base.images import middle, over_white
 
 LANCZOS, BICUBIC = Image.Resampling.LANCZOS, Image.Resampling.BICUBIC
 SCALE = (0.2, 1.0)
@@ -74,17 +74,10 @@ def distracting_scene(image: Image.Image, mask: Image.Image, background: Image.I
     if max(thing.size) > side:
         factor = side / max(thing.size)
         thing = thing.resize((max(1, int(thing.width * factor)), max(1, int(thing.height * factor))), LANCZOS)
-    scene = squeezed(_centre(background), side)
+    scene = squeezed(middle(background), side)
     corner = rng.randint(0, side - thing.width), rng.randint(0, side - thing.height)
     scene.paste(thing, corner, mask=thing.getchannel("A"))
     return scene
-
-
-def _centre(image: Image.Image) -> Image.Image:
-    """The largest square in the middle."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
 
 
 def _distorted(thing: Image.Image, rng: Random) -> Image.Image:

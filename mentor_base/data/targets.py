@@ -14,16 +14,9 @@ from collections.abc import Iterable
 import torch
 from PIL import Image
 
-from mentor_base.images import to_pixels
+from mentor_base.images import middle, to_pixels
 
 
 def target_pixels(targets: Iterable[tuple[str, Image.Image]], size: int) -> torch.Tensor:
     """(task, target) of each row -> pixels [N, 3, size, size] in [-1, 1]."""
     return to_pixels([middle(target) if task == "t2i" else target for task, target in targets], size)
-
-
-def middle(picture: Image.Image) -> Image.Image:
-    """The largest square around the centre."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))

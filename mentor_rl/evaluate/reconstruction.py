@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from mentor_base.errors import UserError
-from mentor_base.images import over_white
+from mentor_base.images import middle, over_white
 from mentor_rl.pictures import SUFFIXES
 
 SIDE = 512
@@ -54,10 +54,7 @@ def psnr(l2: float) -> float:
 
 def central_square(image: Image.Image, side: int = SIDE) -> Image.Image:
     """The largest central square, Lanczos to ``side``; alpha over white."""
-    picture = over_white(image)
-    short = min(picture.size)
-    left, top = (picture.width - short) // 2, (picture.height - short) // 2
-    square = picture.crop((left, top, left + short, top + short))
+    square = middle(over_white(image))
     return square if square.size == (side, side) else square.resize((side, side), Image.Resampling.LANCZOS)
 
 
