@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All figures of RESULTS.md anew: half an hour on two CPU cores, which should have nothing else to do.
+# All figures of RESULTS.md anew: three quarters of an hour on two CPU cores, which should have nothing else to do.
 # Records go to records/, the page is made of them. MENTOR=... names another command than `mentor`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +20,11 @@ bench rollout_B_bfloat16 rollout --size B "${against[@]}" --tokens 256 --dtype b
 bench grpo_tiny grpo --size tiny --steps 6
 ar_grpo=(--tokens 256 --against ar_grpo algorithm.guidance.logprob=conditional monitoring.prompts=1)
 bench grpo_tiny_ar_grpo grpo --size tiny --steps 2 "${ar_grpo[@]}"
-bench grpo_B_ar_grpo grpo --size B --steps 1 "${ar_grpo[@]}" algorithm.prompts_per_step=1 algorithm.micro_batch=4
+one_group=(algorithm.prompts_per_step=1 algorithm.micro_batch=8)
+bench grpo_B_ar_grpo grpo --size B --steps 2 "${ar_grpo[@]}" "${one_group[@]}"
+# a reference picture fills 256 prefix slots of MENTOR's prompts, 16 x 16 patches
+bench grpo_tiny_ar_grpo_256 grpo --size tiny --steps 2 --reference-slots 256 "${ar_grpo[@]}"
+bench grpo_B_ar_grpo_256 grpo --size B --steps 2 --reference-slots 256 "${ar_grpo[@]}" "${one_group[@]}"
 bench sft_tiny sft --size tiny --batch 32 --steps 3
 bench load_XL load --size XL
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mentor_base.checkpoint import model_folder
+from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
 from mentor_rl.bench.grpo_against import Turns, run_in_turns, write_random_policy
@@ -25,6 +26,7 @@ SECONDS = "seconds/"
 class GrpoSettings:
     """Attributes:
     size: of the recipe's policy; with ``tokens``, of a random one that takes its place.
+    reference_slots: prefix slots of a reference picture of that random policy.
     against: "ar_grpo", or nothing to compare with.
     overrides: of the recipe.
     """
@@ -34,6 +36,7 @@ class GrpoSettings:
     steps: int
     overrides: list[str]
     tokens: int | None = None
+    reference_slots: int = 100
     against: str | None = None
 
 
@@ -44,7 +47,7 @@ def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         silent = [f"run={folder}/run", f"optimisation.steps={settings.steps + 1}", "monitoring.every=1000000"]
         if settings.tokens is not None:
-            write_random_policy(settings.size, settings.tokens, Path(folder) / "policy")
+            write_random_policy(settings.size, settings.tokens, settings.reference_slots, Path(folder) / "policy")
             silent.append(f"policy={folder}/policy")
         recipe = load_recipe(Path(settings.recipe), [*settings.overrides, *silent, "checkpoints.every=1000000"])
         if not isinstance(recipe, GrpoRecipe):
@@ -53,13 +56,15 @@ def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
             _check_size(recipe, settings.size)
         run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
         pictures = recipe.algorithm.group_size * recipe.algorithm.prompts_per_step
+        policy = MentorConfig.from_pretrained(model_folder(recipe.policy))
+        shape = {"pictures": pictures, "reference_slots": policy.picture_slots, "tokens": policy.image_tokens}
         if settings.against is not None:
             turns = run_in_turns(recipe, run)
-            return {"pictures": pictures, **compared(_steps(run)[1:], turns, pictures)}
+            return {**shape, **compared(_steps(run)[1:], turns, pictures)}
         peak = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         train_grpo(recipe, run)
         grown = peak.grown()
-        return {"pictures": pictures, "peak_bytes": grown, **cost_split(_steps(run)[1:], pictures)}
+        return {**shape, "peak_bytes": grown, **cost_split(_steps(run)[1:], pictures)}
 
 
 def compared(lines: list[dict[str, Any]], turns: Turns, pictures: int) -> dict[str, Any]:

@@ -29,22 +29,22 @@ from mentor_rl.rollout import PromptStore
 from mentor_rl.trl_arguments import grpo_arguments
 
 DECODER = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-REFERENCE_PICTURE = {"vision_tower": "clip", "clip_config.image_size": 80, "clip_config.patch_size": 8}  # 100 slots
+PATCH = 8  # pixels along a side of a patch of the reference picture
+TEXT_SLOTS = 124
 SMALL_VQ = {"stem_patch": 8, "channels": 32, "multipliers": (1,), "residual_blocks": 1, "latent_channels": 16}
 CORPUS = ["this red fox in a rounded cartoon style on a blue background", "two green circles on the left"]
 
 
-def write_random_policy(size: str, tokens: int, folder: Path) -> None:
-    """A random decoder of a size, so many image tokens, and the smallest parts around it.
+def write_random_policy(size: str, tokens: int, reference_slots: int, folder: Path) -> None:
+    """A random decoder of a size, so many image tokens and prefix slots of a reference picture, and the smallest parts
+    around it.
 
     Raises:
-        UserError: an unknown size, or tokens that are no square.
+        UserError: an unknown size, or tokens or slots that are no square.
     """
     if size not in SIZES:
         raise UserError(f"--size: unknown size '{size}'; {nearest(size, SIZES)}")
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise UserError(f"--tokens: expected a square number, since pictures are square; found {tokens}")
+    side, patches = _side("--tokens", tokens), _side("--reference-slots", reference_slots)
     torch.manual_seed(0)
     codes = MentorConfig.of_size(size).vocab_size
     vq = VQModel(
@@ -52,10 +52,19 @@ def write_random_policy(size: str, tokens: int, folder: Path) -> None:
     ).eval()
     nn.init.normal_(vq.codebook, std=1.0)
     decoder = {name: SIZES[size][name] for name in DECODER}
-    options = {**decoder, **PLAIN, **REFERENCE_PICTURE, "context_length": 224}
+    tower = {"vision_tower": "clip", "clip_config.image_size": PATCH * patches, "clip_config.patch_size": PATCH}
+    options = {**decoder, **PLAIN, **tower, "context_length": reference_slots + TEXT_SLOTS}
     model, processor = build_policy(PolicyModel(size="tiny", options=options), vq, CORPUS)
     nn.init.normal_(model.decoder.head.weight, std=decoder["hidden_size"] ** -0.5)  # a new head is zero
     save_policy(model, processor, folder)
+
+
+def _side(option: str, cells: int) -> int:
+    """Of a square of so many cells."""
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise UserError(f"{option}: expected a square number, since pictures are square; found {cells}")
+    return side
 
 
 class Turns(TrainerCallback):

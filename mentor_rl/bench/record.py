@@ -151,6 +151,10 @@ def _shape(record: Record) -> str:
     return f"{found['prompts']} x {found['batch'] // found['prompts']}, {found['prefix']} + {found['tokens']}"
 
 
+def _grpo_shape(record: Record) -> str:
+    return f"{record.numbers['reference_slots']} + {record.numbers['tokens']}"
+
+
 COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
     "rollout": {
         "size": _setting("size"),
@@ -171,6 +175,7 @@ COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {
     "grpo": {
         "size": _setting("size"),
         "pictures a step": _number("pictures", form=".0f"),
+        "reference slots + tokens": _grpo_shape,
         "s a step": _seconds("seconds"),
         "seconds by phase": _phases(),
         "pictures/s": _number("pictures_per_s"),

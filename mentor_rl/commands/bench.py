@@ -64,6 +64,9 @@ def bench_grpo(
     tokens: Annotated[
         int | None, typer.Option(min=4, help="Put a random policy of --size with so many tokens in the policy's place.")
     ] = None,
+    reference_slots: Annotated[
+        int, typer.Option(min=1, help="Prefix slots of that policy's reference picture; a square number.")
+    ] = 100,
     against: Annotated[
         Literal["ar_grpo"] | None, typer.Option(help="Time AR-GRPO's way of working in turns with ours.")
     ] = None,
@@ -73,7 +76,7 @@ def bench_grpo(
     """What a GRPO step costs, by phase, with the real trainer; and the ratio to AR-GRPO's way of working."""
     from mentor_rl.bench import grpo
 
-    settings = grpo.GrpoSettings(size, str(recipe), steps, overrides or [], tokens, against)
+    settings = grpo.GrpoSettings(size, str(recipe), steps, overrides or [], tokens, reference_slots, against)
     _measure("grpo", vars(settings), lambda: grpo.bench_grpo(settings), None, threads, out)
 
 

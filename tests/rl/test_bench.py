@@ -150,7 +150,7 @@ def test_ar_grpos_way_takes_the_step_that_our_trainer_takes(tmp_path: Path, monk
         held["trainer"] = trainer
 
     monkeypatch.setattr(grpo_against, "run_trainer", watched)
-    grpo_against.write_random_policy("tiny", 16, tmp_path / "policy")
+    grpo_against.write_random_policy("tiny", 16, 9, tmp_path / "policy")
     values = toy_recipe(
         tmp_path / "policy",
         tmp_path / "run",
@@ -234,6 +234,7 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
         (["load", "--size", "XLL"], "unknown size 'XLL'; did you mean 'XL'"),
         (["grpo", "--size", "B"], "--size: expected the size of the recipe's policy, 'tiny', found 'B'"),
         (["grpo", "--tokens", "10"], "--tokens: expected a square number"),
+        (["grpo", "--tokens", "16", "--reference-slots", "8"], "--reference-slots: expected a square number"),
         (["grpo", "--tokens", "16", "--against", "ar_grpo"], "expected algorithm.guidance.logprob=conditional"),
     ],
 )
