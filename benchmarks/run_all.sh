@@ -25,6 +25,9 @@ bench grpo_B_ar_grpo grpo --size B --steps 2 "${ar_grpo[@]}" "${one_group[@]}"
 # a reference picture fills 256 prefix slots of MENTOR's prompts, 16 x 16 patches
 bench grpo_tiny_ar_grpo_256 grpo --size tiny --steps 2 --reference-slots 256 "${ar_grpo[@]}"
 bench grpo_B_ar_grpo_256 grpo --size B --steps 2 --reference-slots 256 "${ar_grpo[@]}" "${one_group[@]}"
+padded=(--reference-slots 256 --padded-to 512) # and its code pads them to 512
+bench grpo_tiny_ar_grpo_512 grpo --size tiny --steps 2 "${padded[@]}" "${ar_grpo[@]}"
+bench grpo_B_ar_grpo_512 grpo --size B --steps 1 "${padded[@]}" "${ar_grpo[@]}" "${one_group[@]}"
 bench sft_tiny sft --size tiny --batch 32 --steps 3
 bench load_XL load --size XL
 

@@ -34,17 +34,19 @@ class Prefix(NamedTuple):
     def to(self, device: torch.device | str) -> Prefix:
         return Prefix(*(part.to(device) for part in self))
 
+    def padded(self, slots: int) -> Prefix:
+        """The same prompts in ``slots`` slots: more padding on the left."""
+        gap = slots - self.mask_KT.shape[1]
+        if not gap:
+            return self
+        return Prefix(
+            F.pad(self.features_KTC, (0, 0, gap, 0)),
+            F.pad(self.mask_KT, (gap, 0)),
+            F.pad(self.positions_KT2, (0, 0, gap, 0)),
+        )
+
     @staticmethod
     def join(parts: list[Prefix]) -> Prefix:
-        """One batch of several; padded on the left to the longest."""
+        """One batch of several; padded to the longest."""
         longest = max(part.mask_KT.shape[1] for part in parts)
-
-        def padded(part: Prefix) -> Prefix:
-            gap = longest - part.mask_KT.shape[1]
-            return Prefix(
-                F.pad(part.features_KTC, (0, 0, gap, 0)),
-                F.pad(part.mask_KT, (gap, 0)),
-                F.pad(part.positions_KT2, (0, 0, gap, 0)),
-            )
-
-        return Prefix(*(torch.cat(columns) for columns in zip(*map(padded, parts), strict=True)))
+        return Prefix(*(torch.cat(columns) for columns in zip(*(p.padded(longest) for p in parts), strict=True)))

@@ -6,6 +6,8 @@ our trainer draws, scores them with the same rewards and takes the same step; wh
 - rollouts by LlamaGen's sampler (generate.py): see reference_sampler.py; the prompt of each picture is encoded for
   itself, and float32 numbers of all codes at all places are kept to the end of the step, for logging
   (modified_grpo_trainer.py:1416);
+- prompts are padded to the decoder's context (120 slots in LlamaGen, 512 in MENTOR) and never trimmed, where
+  ``padded_to`` says so;
 - rewards are called with one picture at a time;
 - log-probs from a pass over prefix and picture of each sample, with a mask per sample and float32 logits at every
   place, those of the prefix too, held as one block (modeling.py:284-308); no prefix is shared, no block is chunked;
@@ -73,6 +75,7 @@ class ArGrpoStep:
         policy, reference: loaded alike; the first is trained.
         composite: loaded rewards.
         recipe: of which the objective, the optimizer and the trained parts are taken.
+        padded_to: prefix slots of every prompt; None: as many as the longest of the step has.
     """
 
     def __init__(
@@ -82,9 +85,10 @@ class ArGrpoStep:
         processor: MentorProcessor,
         composite: Composite,
         recipe: GrpoRecipe,
+        padded_to: int | None = None,
     ) -> None:
         self.policy, self.reference, self.processor = policy, reference, processor
-        self.composite, self.recipe = composite, recipe
+        self.composite, self.recipe, self.padded_to = composite, recipe, padded_to
         set_trained_parts(policy, recipe.train, recipe.seed)
         silence_dropout(policy)
         self.trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
@@ -119,6 +123,8 @@ class ArGrpoStep:
         algorithm, length = self.recipe.algorithm, self.policy.config.image_tokens
         members_N = [row % algorithm.group_size for row in range(len(uids_N))]
         prefix: Prefix = self.policy(mode="encode", **self.processor(list(prompts_N)))
+        if self.padded_to is not None:
+            prefix = prefix.padded(self.padded_to)
         noise_NL = uniforms(uids_N, members_N, length, self.recipe.seed, TRAINING_STREAM)
         sampler = ReferenceSampler(self.policy.decoder, algorithm.guidance.constant or 1.0, noise_NL)
         tokens_NL = reference_draw(sampler, prefix, length)

@@ -26,8 +26,9 @@ SECONDS = "seconds/"
 class GrpoSettings:
     """Attributes:
     size: of the recipe's policy; with ``tokens``, of a random one that takes its place.
-    reference_slots: prefix slots of a reference picture of that random policy.
+    reference_slots: prefix slots of a reference picture of that random policy; None: 100.
     against: "ar_grpo", or nothing to compare with.
+    padded_to: prefix slots of a prompt in that other way; None: as many as the longest of a step has.
     overrides: of the recipe.
     """
 
@@ -36,8 +37,16 @@ class GrpoSettings:
     steps: int
     overrides: list[str]
     tokens: int | None = None
-    reference_slots: int = 100
+    reference_slots: int | None = None
     against: str | None = None
+    padded_to: int | None = None
+
+    def check(self) -> None:
+        """Raises: UserError, for an option without the one that it belongs to."""
+        if self.reference_slots is not None and self.tokens is None:
+            raise UserError("--reference-slots: expected --tokens beside it: it is about a random policy")
+        if self.padded_to is not None and self.against is None:
+            raise UserError("--padded-to: expected --against ar_grpo beside it: it is about that way of working")
 
 
 def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
@@ -47,7 +56,9 @@ def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         silent = [f"run={folder}/run", f"optimisation.steps={settings.steps + 1}", "monitoring.every=1000000"]
         if settings.tokens is not None:
-            write_random_policy(settings.size, settings.tokens, settings.reference_slots, Path(folder) / "policy")
+            write_random_policy(
+                settings.size, settings.tokens, settings.reference_slots or 100, Path(folder) / "policy"
+            )
             silent.append(f"policy={folder}/policy")
         recipe = load_recipe(Path(settings.recipe), [*settings.overrides, *silent, "checkpoints.every=1000000"])
         if not isinstance(recipe, GrpoRecipe):
@@ -59,7 +70,7 @@ def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
         policy = MentorConfig.from_pretrained(model_folder(recipe.policy))
         shape = {"pictures": pictures, "reference_slots": policy.picture_slots, "tokens": policy.image_tokens}
         if settings.against is not None:
-            turns = run_in_turns(recipe, run)
+            turns = run_in_turns(recipe, run, settings.padded_to)
             return {**shape, **compared(_steps(run)[1:], turns, pictures)}
         peak = PeakMemory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         train_grpo(recipe, run)

@@ -97,8 +97,8 @@ class Turns(TrainerCallback):
         self._peak = PeakMemory(self.device)
 
 
-def run_in_turns(recipe: GrpoRecipe, run: RunFolder) -> Turns:
-    """Train by the recipe in ``run``, in turns with AR-GRPO's way."""
+def run_in_turns(recipe: GrpoRecipe, run: RunFolder, padded_to: int | None = None) -> Turns:
+    """Train by the recipe in ``run``, in turns with AR-GRPO's way, whose prompts have ``padded_to`` slots."""
     algorithm = recipe.algorithm
     if algorithm.guidance.logprob != "conditional" and algorithm.guidance.scale != 1.0:
         raise UserError(
@@ -112,7 +112,7 @@ def run_in_turns(recipe: GrpoRecipe, run: RunFolder) -> Turns:
         world = world_of(recipe.prompts.data, run.broken_file)
         trainer = build_trainer(recipe, run, args, policy, processor, composite, world, guard)
         pair = load_policy(recipe.policy)[0], load_policy(recipe.policy)[0]
-        other = ArGrpoStep(*pair, processor, composite, recipe)
+        other = ArGrpoStep(*pair, processor, composite, recipe, padded_to)
         store = PromptStore(trainer.store.prompts, processor, frozen_encoder=True)
         turns = Turns(other, store, trainer.accelerator.device)
         trainer.add_callback(turns)

@@ -152,7 +152,11 @@ def _shape(record: Record) -> str:
 
 
 def _grpo_shape(record: Record) -> str:
-    return f"{record.numbers['reference_slots']} + {record.numbers['tokens']}"
+    shape, padded_to = (
+        f"{record.numbers['reference_slots']} + {record.numbers['tokens']}",
+        record.settings.get("padded_to"),
+    )
+    return shape if padded_to is None else f"{shape}, prompts there padded to {padded_to}"
 
 
 COLUMNS: dict[str, dict[str, Callable[[Record], str]]] = {

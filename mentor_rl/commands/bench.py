@@ -65,10 +65,14 @@ def bench_grpo(
         int | None, typer.Option(min=4, help="Put a random policy of --size with so many tokens in the policy's place.")
     ] = None,
     reference_slots: Annotated[
-        int, typer.Option(min=1, help="Prefix slots of that policy's reference picture; a square number.")
-    ] = 100,
+        int | None,
+        typer.Option(min=1, help="Prefix slots of that policy's reference picture; a square number. Default: 100."),
+    ] = None,
     against: Annotated[
         Literal["ar_grpo"] | None, typer.Option(help="Time AR-GRPO's way of working in turns with ours.")
+    ] = None,
+    padded_to: Annotated[
+        int | None, typer.Option(min=1, help="Prefix slots of a prompt there; MENTOR's: 512. Default: the longest's.")
     ] = None,
     threads: Threads = None,
     out: Out = None,
@@ -76,7 +80,8 @@ def bench_grpo(
     """What a GRPO step costs, by phase, with the real trainer; and the ratio to AR-GRPO's way of working."""
     from mentor_rl.bench import grpo
 
-    settings = grpo.GrpoSettings(size, str(recipe), steps, overrides or [], tokens, reference_slots, against)
+    settings = grpo.GrpoSettings(size, str(recipe), steps, overrides or [], tokens, reference_slots, against, padded_to)
+    settings.check()
     _measure("grpo", vars(settings), lambda: grpo.bench_grpo(settings), None, threads, out)
 
 

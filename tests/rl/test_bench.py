@@ -161,7 +161,7 @@ def test_ar_grpos_way_takes_the_step_that_our_trainer_takes(tmp_path: Path, monk
     recipe = GrpoRecipe.model_validate(values)
     folder = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
     with pytest.warns(UserWarning, match="not those of the distribution that is sampled"):
-        turns = grpo_against.run_in_turns(recipe, folder)
+        turns = grpo_against.run_in_turns(recipe, folder, padded_to=120)
     trainer, (found,) = held["trainer"], turns.found
     assert torch.equal(found.tokens_NL, trainer._rollout.tokens_NL)
     line = list(folder.metrics())[1]
@@ -234,6 +234,8 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
         (["load", "--size", "XLL"], "unknown size 'XLL'; did you mean 'XL'"),
         (["grpo", "--size", "B"], "--size: expected the size of the recipe's policy, 'tiny', found 'B'"),
         (["grpo", "--tokens", "10"], "--tokens: expected a square number"),
+        (["grpo", "--reference-slots", "9"], "--reference-slots: expected --tokens beside it"),
+        (["grpo", "--padded-to", "512"], "--padded-to: expected --against ar_grpo beside it"),
         (["grpo", "--tokens", "16", "--reference-slots", "8"], "--reference-slots: expected a square number"),
         (["grpo", "--tokens", "16", "--against", "ar_grpo"], "expected algorithm.guidance.logprob=conditional"),
     ],
