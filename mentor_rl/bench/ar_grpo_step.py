@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from mentor_base.data.schema import Prompt
 from mentor_base.decoder import Decoder
+from mentor_base.errors import UserError
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.prefix import Prefix
 from mentor_base.processor import MentorProcessor
@@ -124,6 +125,11 @@ class ArGrpoStep:
         members_N = [row % algorithm.group_size for row in range(len(uids_N))]
         prefix: Prefix = self.policy(mode="encode", **self.processor(list(prompts_N)))
         if self.padded_to is not None:
+            longest = prefix.mask_KT.shape[1]
+            if longest > self.padded_to:
+                raise UserError(
+                    f"--padded-to: expected at least the longest prompt's {longest}, found {self.padded_to}"
+                )
             prefix = prefix.padded(self.padded_to)
         noise_NL = uniforms(uids_N, members_N, length, self.recipe.seed, TRAINING_STREAM)
         sampler = ReferenceSampler(self.policy.decoder, algorithm.guidance.constant or 1.0, noise_NL)

@@ -152,10 +152,8 @@ def _shape(record: Record) -> str:
 
 
 def _grpo_shape(record: Record) -> str:
-    shape, padded_to = (
-        f"{record.numbers['reference_slots']} + {record.numbers['tokens']}",
-        record.settings.get("padded_to"),
-    )
+    shape = f"{record.numbers['reference_slots']} + {record.numbers['tokens']}"
+    padded_to = record.settings.get("padded_to")
     return shape if padded_to is None else f"{shape}, prompts there padded to {padded_to}"
 
 
