@@ -31,7 +31,7 @@ class TaskCount:
         rows: all of them, broken ones included.
         broken: those with a picture that cannot be read.
         references: reference pictures per row -> rows.
-        targets: size of the target in pixels -> rows.
+        targets: size of the target in pixels -> rows; nothing where rows are prompts alone.
     """
 
     rows: int = 0
@@ -72,12 +72,17 @@ class DataCheck:
         count.rows += 1
         count.references[len(row.images)] += 1
         try:
-            size = row.load().target.size if decode else row.sizes()["target"]
+            if decode and row.target is None:
+                row.prompt()
+            elif decode:
+                row.load()
+            sizes = row.sizes()
         except BrokenPicture as error:
             count.broken += 1
             self.broken.append(str(error))
         else:
-            count.targets[size] += 1
+            if "target" in sizes:
+                count.targets[sizes["target"]] += 1
 
 
 def check_rows(

@@ -67,11 +67,12 @@ class JsonlFile:
             yield self._parse(line, f"{self.path}:{number}", self.path.parent).text
 
 
-def scan_jsonl(path: Path) -> Iterator[Row | UserError]:
-    """Every row in order, and in place of a row that cannot be used its error."""
+def scan_jsonl(path: Path, answered: bool = True) -> Iterator[Row | UserError]:
+    """Every row in order, and in place of a row that cannot be used its error; ``answered`` as in JsonlFile."""
+    parse = parse_line if answered else parse_prompt
     for number, _, line in _lines(path):
         try:
-            yield parse_line(line, f"{path}:{number}", path.parent)
+            yield parse(line, f"{path}:{number}", path.parent)
         except UserError as error:
             yield error
 

@@ -135,7 +135,7 @@ def scan_file(data: RowData, path: Path) -> Iterator[Row | UserError]:
         from mentor_base.data.parquet import scan_parquet
 
         return scan_parquet(path, data.cache)
-    return scan_jsonl(path)
+    return scan_jsonl(path, answered=not isinstance(data, PromptData))
 
 
 def count_rows(data: RowData, path: Path) -> int:

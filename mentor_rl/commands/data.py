@@ -186,7 +186,7 @@ def row_sections(source: str) -> list[RowData]:
     recipe = load_recipe(source, need_inputs=False)  # rows can be looked at before the policy is there that they train
     sections = list(dict.fromkeys(_row_sections(recipe)))
     if not sections:
-        raise UserError(f"{source}: expected data of source jsonl, shards or parquet, found none")
+        raise UserError(f"{source}: expected data of source jsonl, shards, parquet or prompts, found none")
     return sections
 
 
@@ -212,12 +212,15 @@ def _row_sections(section: BaseModel) -> Iterator[RowData]:
 def _one_section(source: str) -> tuple[RowData, dict[str, list[Path]]]:
     """The rows to pack, and their files by split."""
     from mentor_base.data.sources import split_files
+    from mentor_base.settings import PromptData
 
     sections = row_sections(source)
     if len(sections) != 1:
         raise UserError(
             f"{source}: expected one section of data to pack, found {len(sections)}; give its files instead"
         )
+    if isinstance(sections[0], PromptData):
+        raise UserError(f"{source}: expected rows with targets to pack, found prompts without answers")
     return sections[0], split_files(sections[0])
 
 

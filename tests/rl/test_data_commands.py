@@ -76,6 +76,40 @@ def test_a_check_names_prompts_that_do_not_fit_a_policy(
     assert run(capsys, "check", "rows.jsonl", "--policy", ".")[2].startswith(".: expected a model folder")
 
 
+def test_a_check_of_prompts(folder: Path, random_policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Prompts have no answers, so none is missed; captions are prompts too."""
+    asked = [{k: v for k, v in row("", images=[name]).items() if k != "target"} for name in ("1.png", "cut.png")]
+    write(*asked, name="prompts.jsonl")
+    Path("captions.txt").write_text("a fox\n\na " + "very " * 200 + "long caption\n", encoding="utf-8")
+    recipe = {
+        "kind": "grpo",
+        "run": "runs/x",
+        "policy": "runs/not_there_yet",
+        "prompts": {
+            "data": {"source": "prompts", "train": ["prompts.jsonl", "captions.txt"]},
+            "weights": {"t2i": 1, "subject": 1},
+        },
+        "algorithm": {},
+        "optimisation": {"lr": 1e-3, "steps": 1},
+        "rewards": {"jpeg_size": {}},
+        "checkpoints": {"every": 1},
+    }
+    Path("x.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    code, out, err = run(capsys, "check", "x.yaml")
+    assert code == 0
+    assert [line.split() for line in out.splitlines()[2:]] == [
+        ["subject", "2", "1", "-", "0"],
+        ["t2i", "2", "0", "-", "0"],
+    ]
+    code, out, err = run(capsys, "check", "x.yaml", "--decode", "--policy", str(random_policy))
+    assert (code, err.splitlines()[-1]) == (2, "x.yaml: 2 faults in 4 rows")
+    assert "captions.txt:3: expected at most 160 prefix slots" in out
+    assert "prompts.jsonl:2: images[0]: expected a readable picture, found cut.png" in out
+    for command in (("shard", "x.yaml", "out"), ("encode", "x.yaml", "out", "--tokenizer", str(random_policy))):
+        code, _, err = run(capsys, *command)
+        assert (code, err) == (2, "x.yaml: expected rows with targets to pack, found prompts without answers\n")
+
+
 def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(row("1.png"))
     write(row("2.png"), name="val.jsonl")
@@ -106,7 +140,7 @@ def test_a_check_of_a_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -
     recipe["stage"]["mixture"]["data"] = {}  # type: ignore[index]
     Path("x.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     code, _, err = run(capsys, "check", "x.yaml")
-    assert (code, err) == (2, "x.yaml: expected data of source jsonl, shards or parquet, found none\n")
+    assert (code, err) == (2, "x.yaml: expected data of source jsonl, shards, parquet or prompts, found none\n")
 
 
 def test_shards_hold_the_rows_they_were_made_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
