@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from mentor_base.errors import UserError
+from mentor_base.settings import RowData
 from mentor_rl.algorithm import Entropy, GrpoAlgorithm, Loss
 from mentor_rl.monitors.hacking import threshold, trend
 from mentor_rl.recipe import GrpoRecipe
@@ -26,7 +27,8 @@ def refuse(recipe: GrpoRecipe) -> None:
         UserError: the first contradiction, in one line.
     """
     algorithm = recipe.algorithm
-    for checks in (_loss(algorithm), _reference(recipe), _entropy(algorithm.entropy), _sampler(recipe), _run(recipe)):
+    settings = (_loss(algorithm), _reference(recipe), _entropy(algorithm.entropy), _sampler(recipe))
+    for checks in (*settings, _splits(recipe), _run(recipe)):
         for line in checks:
             raise UserError(line)
 
@@ -112,6 +114,16 @@ def _sampler(recipe: GrpoRecipe) -> Iterator[str]:
             f"algorithm.importance: expected with sampler_dtype '{algorithm.sampler_dtype}', found none: "
             "the log-probs of rollouts are then not those of the update, and nothing makes up for it"
         )
+
+
+def _splits(recipe: GrpoRecipe) -> Iterator[str]:
+    data = recipe.prompts.data
+    if not isinstance(data, RowData):
+        return
+    known = ("train",) if data.val is None else ("train", "val")
+    for key, split in (("prompts.split", recipe.prompts.split), ("monitoring.split", recipe.monitoring.split)):
+        if split not in known:
+            yield f"{key}: expected a split that prompts.data names ({', '.join(known)}), found '{split}'"
 
 
 def _run(recipe: GrpoRecipe) -> Iterator[str]:

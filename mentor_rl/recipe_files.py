@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 import yaml
 from mentor_rewards.contract import RewardEntry
+from mentor_rewards.weights import hub_id
 from pydantic import BaseModel, ValidationError
 
 from mentor_base.errors import UserError, nearest
@@ -137,9 +138,13 @@ class _Reader:
                 next(iglob(str(candidate), recursive=True), None) is not None
             ):  # the pattern stays: its reader expands it
                 return _from_here(candidate)
+        maker = _recipe_that_makes(file, self.path.parent)
+        named = hub_id(value) if keys[-2:] == ("options", "checkpoint") else None
+        if named is not None and not maker and not any(candidate.parent.is_dir() for candidate in candidates):
+            return value  # of a model that the reward fetches, or has in the hub's cache
         tried = " nor ".join(dict.fromkeys(_from_here(candidate) for candidate in candidates))
         neither = "neither " if " nor " in tried else ""
-        hint = _recipe_that_makes(file, self.path.parent) or self._meaning(keys)
+        hint = maker or self._meaning(keys)
         raise UserError(f"{place}: {'.'.join(map(str, keys))}: expected an existing path, found {neither}{tried}{hint}")
 
     def _meaning(self, keys: Keys) -> str:

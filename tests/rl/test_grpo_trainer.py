@@ -283,6 +283,10 @@ def test_the_reference_is_frozen_and_in_no_state(policy, tmp_path, monkeypatch) 
             "checkpoints.every: expected a multiple of algorithm.inner_it",
         ),
         ({"algorithm": {"scale_rewards": "none"}}, "algorithm.scale_rewards: expected 'group'"),
+        (
+            {"prompts": {"data": {"source": "prompts", "train": "captions.txt"}, "weights": {"t2i": 1.0}}},
+            r"monitoring.split: expected a split that prompts.data names \(train\), found 'unseen_subjects'",
+        ),
         ({"rewards": {"brightness": {"use": f"{HERE}:Brightness", "role": "monitor"}}}, "found monitors only"),
         ({"monitoring": {"window": 5}}, "monitoring.window: expected more steps for significance 0.001, found 5"),
         (

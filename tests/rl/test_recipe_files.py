@@ -166,6 +166,14 @@ def test_a_missing_input_names_both_places_and_the_recipe_that_makes_it(recipe: 
     assert load_recipe(recipe, ["policy=runs/first"], need_inputs=False).policy == "runs/first"  # type: ignore[union-attr]
 
 
+def test_a_reward_s_checkpoint_may_be_a_hub_id(recipe: Path) -> None:
+    loaded = load_recipe(recipe, ["rewards.style.options.checkpoint=owner/name"])
+    assert isinstance(loaded, GrpoRecipe)
+    assert loaded.rewards["style"].options == {"checkpoint": "owner/name"}
+    line = _error(recipe, "rewards.style.options.checkpoint=judges/stile")  # beside others: a slip in a path
+    assert line.endswith("expected an existing path, found neither judges/stile nor recipes/judges/stile")
+
+
 def test_a_run_without_a_model_is_no_input(recipe: Path) -> None:
     Path("recipes/start/recipe.yaml").touch()
     assert _error(recipe) == (
