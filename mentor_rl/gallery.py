@@ -2,8 +2,8 @@
 
 In the run folder:
 
-    samples/fixed/prompts.json       [{"text", "plain_text", "references": ["ref_00_0.png"], "meta"}]
-    samples/fixed/ref_00_0.png       reference 0 of prompt 0
+    samples/fixed/prompts.json       [{"text", "references": ["ref_00_0.png"], "meta"}]
+    samples/fixed/ref_00_0.png       reference 0 of prompt 0, 512 pixels wide and high at most
     samples/fixed/step_000025/00.png the picture for prompt 0 after 25 steps
     samples/fixed/step_000025/scores.json   [{"clip_image": 0.71, ...}], one object per prompt
 
@@ -24,7 +24,9 @@ from PIL import Image
 
 from mentor_base.data.schema import Prompt
 from mentor_base.runlog import RunFolder, write_atomically
+from mentor_rl.monitors.tables import small
 
+REFERENCE_SIDE = 512  # pixels; a user's photographs would make a report of hundreds of megabytes
 Scores = Mapping[str, float | None]
 Row = tuple[Sequence[Image.Image], Sequence[Scores]]  # one picture and its scores per prompt
 
@@ -62,7 +64,7 @@ def _save_prompts(folder: Path, prompts: Sequence[Prompt]) -> None:
     for i, prompt in enumerate(prompts):
         references = [f"ref_{i:02d}_{j}.png" for j in range(len(prompt.images))]
         for name, image in zip(references, prompt.images, strict=True):
-            image.save(folder / name)
+            small(image, REFERENCE_SIDE).save(folder / name)
         rows.append({"text": prompt.plain_text, "references": references, "meta": _plain(prompt.meta)})
     write_atomically(folder / "prompts.json", json.dumps(rows, indent=1))
 

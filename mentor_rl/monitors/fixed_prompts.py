@@ -1,4 +1,4 @@
-"""The same unseen prompts drawn and scored while training, without a trace in what is trained. N: prompts."""
+"""The same prompts drawn and scored while training, without a trace in what is trained. N: prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def undisturbed_randomness() -> Iterator[None]:
 
 
 class FixedPrompts:
-    """The same unseen prompts scored at step 0 and every so often: the curves and the gallery of the report."""
+    """The same prompts scored at step 0 and every so often: the curves and the gallery of the report."""
 
     def __init__(
         self, prompts: Sequence[Prompt], composite: Composite, run: RunFolder, show: Callable[[PictureTable], None]
@@ -69,7 +69,7 @@ class FixedPrompts:
     def sheet(self, images: Sequence[Image.Image]) -> Image.Image:
         """Lines of references, each with the line of pictures drawn for them below; no reference: white."""
         blank = Image.new("RGB", images[0].size, "white")
-        references = [prompt.images[0] if prompt.images else blank for prompt in self.prompts]
+        references = [p.images[0].resize(blank.size) if p.images else blank for p in self.prompts]
         lines = []
         for start in range(0, len(images), SHEET_COLUMNS):
             lines += [references[start : start + SHEET_COLUMNS], list(images[start : start + SHEET_COLUMNS])]

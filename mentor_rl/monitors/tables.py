@@ -103,8 +103,8 @@ class GroupTable:
         return PictureTable("groups", step, tuple(sorted(rows, key=lambda row: shown.index(row.uid))))
 
 
-def small(image: Image.Image) -> Image.Image:
-    """A copy no larger than ``SIDE``."""
+def small(image: Image.Image, side: int = SIDE) -> Image.Image:
+    """A copy no larger than ``side``."""
     copy = image.copy()
-    copy.thumbnail((SIDE, SIDE))
+    copy.thumbnail((side, side))
     return copy

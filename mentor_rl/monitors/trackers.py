@@ -82,7 +82,7 @@ def sheet(table: PictureTable) -> Image.Image:
 
 
 def _cells(table: PictureTable, row: Row, image: Callable[[Image.Image], Any]) -> list[Any]:
-    references = image(contact_sheet([row.references], scale=1)) if row.references else None
+    references = image(contact_sheet([[small(each) for each in row.references]], scale=1)) if row.references else None
     return [table.step, row.text, references, image(small(row.picture)), *row.scores.values(), row.advantage]
 
 

@@ -4,16 +4,20 @@ import itertools
 import logging
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mentor_rewards.composite import Composite
+from mentor_rewards.contract import RewardEntry
 from PIL import Image
 
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
+from mentor_base.runlog import RunFolder
 from mentor_rl.monitors.copying import copies, copy_metrics, copy_thresholds, correlation, reference_similarity
-from mentor_rl.monitors.fixed_prompts import undisturbed_randomness
+from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
 from mentor_rl.monitors.groups import flat_groups, picture_diversity, thumbnails, token_diversity
 from mentor_rl.monitors.hacking import HackingAlarm, evidence, threshold, trend
 
@@ -50,6 +54,14 @@ def test_watching_puts_random_states_back() -> None:
     with undisturbed_randomness():
         assert draws() == expected
     assert draws() == expected
+
+
+def test_a_large_reference_does_not_make_a_large_sheet(tmp_path: Path) -> None:
+    prompts = [Prompt("a fox"), Prompt("<image> this fox", (Image.new("RGB", (3000, 1500), "red"),))]
+    fixed = FixedPrompts(prompts, Composite({"colour_match": RewardEntry()}), RunFolder(tmp_path), lambda table: None)
+    sheet = fixed.sheet([Image.new("RGB", (16, 16), "blue")] * 2)
+    assert max(sheet.size) < 100
+    assert sheet.getpixel((56, 16)) == (255, 0, 0)
 
 
 def test_trend_by_hand() -> None:
@@ -112,7 +124,9 @@ def test_alarm_fires_once_when_rewards_part_and_never_on_noise(caplog: pytest.Lo
     assert found[:29] == [{}] * 29
     assert max(values["hacking/watched"] for values in found[29:]) > threshold(1e-3) == pytest.approx(3.09, abs=0.01)
     (record,) = caplog.records
-    assert "the trained rewards rose while the held-out 'watched' fell over the last 30 steps" in record.getMessage()
+    assert (
+        "the trained rewards rose while the held-out 'watched' got worse over the last 30 steps" in record.getMessage()
+    )
 
 
 def test_alarm_is_rare_where_noise_parts_the_rewards_by_itself() -> None:
