@@ -59,7 +59,7 @@ class RunFolder:
             held = reread(yaml.safe_load(marker.read_text(encoding="utf-8")))
             fresh = yaml.safe_load(text)
             if held == fresh:
-                folder._base_seconds = folder._seconds_so_far()
+                folder._base_seconds = folder.logged_seconds()
                 return folder
             if folder._begun():
                 raise UserError(
@@ -122,6 +122,10 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
 
+    def logged_seconds(self) -> float:
+        """Seconds of work up to the last line of metrics; 0 without any."""
+        return float(max((line["seconds"] for line in self.metrics()), default=0.0))
+
     def rewind(self, step: int) -> None:
         """Forget metrics after ``step``: a resumed run writes those steps again."""
         kept = [line for line in self.metrics() if line["step"] <= step]
@@ -162,9 +166,6 @@ class RunFolder:
     def _begun(self) -> bool:
         """Whether the run has left anything beyond what ``open`` writes."""
         return any(file.name not in (MARKER, MANIFEST) for file in self.path.iterdir())
-
-    def _seconds_so_far(self) -> float:
-        return max((line["seconds"] for line in self.metrics()), default=0.0)
 
 
 def surroundings() -> dict[str, Any]:

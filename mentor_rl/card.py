@@ -35,12 +35,17 @@ WHAT = {
 }
 USE = """
 ```python
+from PIL import Image
+
+from mentor_base.data.schema import Prompt
 from mentor_base.generate import draw
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 
 model = MentorForConditionalGeneration.from_pretrained("{name}").eval()
 processor = MentorProcessor.from_pretrained("{name}")
+prompt = Prompt("<image> this fox in line art style", (Image.open("fox.png"),))
+draw(model, processor, [prompt]).images[0].save("out.png")
 ```
 
 or `mentor sample {name} --text "..." --image ref.png --out out.png`.
@@ -97,7 +102,7 @@ def _facts(run: RunFolder, dtype: str, best: Mapping[str, Any] | None) -> str:
     rows = {
         "seed": run.recipe().get("seed"),
         "optimizer steps": steps if best is None else _best_step(best),
-        "minutes": round(manifest.get("seconds", run_seconds(run)) / 60, 1),
+        "minutes": round(run.logged_seconds() / 60, 1),
         "weights": f"{dtype}, safetensors",
         "python": manifest.get("python"),
         **manifest.get("versions", {}),
@@ -113,11 +118,6 @@ def _best_step(best: Mapping[str, Any]) -> str:
         f"{best['step']}, with the best {best['metric']} ({best['value']:.4g}, {best['mode']}) of {best['of']} "
         "evaluations on the fixed prompts: too good by their noise"
     )
-
-
-def run_seconds(run: RunFolder) -> float:
-    """Seconds of the run's work up to its last line of metrics."""
-    return float(max((line["seconds"] for line in run.metrics()), default=0.0))
 
 
 def _last_metrics(run: RunFolder) -> str:

@@ -15,7 +15,7 @@ from mentor_rl.evaluate.published import PublishedTable, published_tables, shown
 from mentor_rl.evaluate.result import number
 
 BENCHMARK, REWARDS = "benchmark", "rewards"
-TITLES = {BENCHMARK: "Benchmark", REWARDS: "Rewards on the fixed unseen prompts, last step"}
+TITLES = {BENCHMARK: "Benchmark", REWARDS: "Rewards on the fixed prompts, last step"}
 DREAMBENCH_PLUS, PICTURES = "dreambench_plus", 1350  # what the paper's ablations were measured with
 HIDDEN = ("stand_in", "published")  # facts that are told in other words
 WITHIN_NOISE = "within noise"

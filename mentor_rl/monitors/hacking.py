@@ -1,4 +1,4 @@
-"""The alarm: trained rewards rise while a held-out one (``role: monitor``) falls.
+"""The alarm: trained rewards rise while a held-out one (``role: monitor``) gets worse.
 
 At each step with a rollout, over the last W steps (``monitoring.window``):
 
@@ -112,8 +112,9 @@ class HackingAlarm:
             if value > self.threshold and name not in self._fired:
                 self._fired.add(name)
                 logger.warning(
-                    "step %d: the trained rewards rose while the held-out '%s' fell over the last %d steps (trends of "
-                    "%.1f standard deviations or more, alarm above %.1f): the policy may be exploiting its rewards",
+                    "step %d: the trained rewards rose while the held-out '%s' got worse over the last %d steps "
+                    "(trends of %.1f standard deviations or more, alarm above %.1f): the policy may be exploiting its "
+                    "rewards",
                     *(step, name, len(self._steps), value, self.threshold),
                 )
         return {PREFIX + name: value for name, value in found.items()}

@@ -52,7 +52,7 @@ GRPO = (
     Metric("diversity_pixels", "0-1", "root mean square distance of two pictures of a group, as 16x16 RGB"),
     Metric("copies/share", "share", "pictures more like their reference than 95 % of the data's own answers"),
     Metric("copies/similarity", "", "mean correlation with the nearest reference"),
-    Metric("hacking/<name>", "std", "evidence that trained rewards rise while this held-out one falls; from step W on"),
+    Metric("hacking/<name>", "std", "evidence that trained rewards rise while this one gets worse; from step W on"),
     Metric("kl", "nats/token", "estimate of the KL divergence to the reference (k3); with beta above 0"),
     Metric("entropy", "nats/token", "of the distribution that is optimised"),
     Metric("entropy_coefficient", "", "weight of the entropy bonus, where there is one"),

@@ -44,13 +44,13 @@ def _hacking(metrics: Mapping[str, Points], recipe: Mapping[str, Any]) -> list[S
             alarms.append(
                 Sign(
                     f"Alarm at step {above[0]:.0f}: over the {window} steps before it the trained rewards rose while "
-                    f"the held-out '{name}' fell, each beyond chance (p < {significance:g}); so it was in "
+                    f"the held-out '{name}' got worse, each beyond chance (p < {significance:g}); so it was in "
                     f"{len(above)} of {len(points)} windows. The policy may be exploiting its rewards.",
                     above[0],
                 )
             )
     quiet = ", ".join(f"'{name}'" for name in found)
-    return alarms or [Sign(f"No alarm: in no {window} steps did the trained rewards rise while {quiet} fell.")]
+    return alarms or [Sign(f"No alarm: in no {window} steps did the trained rewards rise while {quiet} got worse.")]
 
 
 def _copies(metrics: Mapping[str, Points]) -> list[Sign]:

@@ -62,7 +62,7 @@ def _table_of(runs: Mapping[str, tuple[Path, str]]) -> str:
     for label, (path, anchor) in runs.items():
         run = RunFolder(path)
         recipe = run.recipe()
-        facts = facts_of(recipe, run.manifest(), read_metrics(run))
+        facts = facts_of(run, read_metrics(run))
         link = f"<a href='#{anchor}'>{escape(label)}</a>"
         told = ["" if not facts[name] and name != "seed" else escape(str(facts[name])) for name in SHOWN]
         rows.append([link, escape(str(recipe.get("kind"))), *told, escape(str(recipe.get("about", "")))])

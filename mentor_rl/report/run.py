@@ -33,7 +33,7 @@ def run_section(path: Path, label: str, anchor: str) -> str:
     parts = [
         f"<h1>{escape(label)} <small>{escape(str(recipe.get('kind')))}</small></h1>",
         f"<p>{escape(str(recipe.get('about', '')))}</p>",
-        facts_strip(facts_of(recipe, manifest, metrics)),
+        facts_strip(facts_of(run, metrics)),
         section("Before and after", before_after(shown) if shown else "", f"{before}step {max(steps, default=0)}."),
         results_section(read_results(path)),
         *_benchmark_pictures(path),
@@ -51,13 +51,13 @@ def run_section(path: Path, label: str, anchor: str) -> str:
     return f"<section id='{anchor}'>{''.join(parts)}</section>"
 
 
-def facts_of(recipe: Mapping[str, Any], manifest: Mapping[str, Any], metrics: Metrics) -> dict[str, Any]:
+def facts_of(run: RunFolder, metrics: Metrics) -> dict[str, Any]:
     """What the strip below a heading shows, and a row of the table of runs."""
-    seconds = manifest.get("seconds")
+    recipe, manifest, seconds = run.recipe(), run.manifest(), run.logged_seconds()
     return {
         "steps": int(max(points[-1][0] for points in metrics.values())) if metrics else None,
         "seed": recipe.get("seed"),
-        "minutes": round(float(seconds) / 60, 1) if seconds is not None else None,
+        "minutes": round(seconds / 60, 1) if seconds else None,
         "policy": recipe.get("policy") or recipe.get("init"),
         "torch": manifest.get("versions", {}).get("torch"),
         "cores": manifest.get("cores"),

@@ -42,6 +42,14 @@ def test_half_precision_is_half_the_size_and_loads_as_float32(grpo_run: Path, tm
     assert {str(parameter.dtype) for parameter in model.parameters()} == {"torch.float32"}
 
 
+def test_the_card_tells_how_to_draw(grpo_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (export_run(grpo_run, tmp_path / "fox") / "README.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGBA", (32, 32), "orange").save("fox.png")
+    exec(card.split("```python\n")[1].split("```")[0], {})
+    assert Image.open("out.png").size == (32, 32)
+
+
 def test_the_card_shows_the_run(grpo_run: Path, tmp_path: Path) -> None:
     out = export_run(grpo_run, tmp_path / "fox")
     card = (out / "README.md").read_text(encoding="utf-8")

@@ -80,14 +80,20 @@ def test_monitors_speak_in_sentences_and_alarms_are_marked(tmp_path: Path) -> No
     alarm = (
         "Alarm at step 18: over the 10 steps before it the trained rewards rose while the held-out &#x27;watched&#x27;"
     )
-    assert f"<li class=alarm>{alarm} fell, each beyond chance (p &lt; 0.001); so it was in 2 of 4 windows" in page
+    assert f"<li class=alarm>{alarm} got worse, each beyond chance (p &lt; 0.001); so it was in 2 of 4 windows" in page
     assert page.count('class="mark"') == 3  # the weighted sum, the means, the evidence
     assert "Copies: 4% of the pictures at first and 50% at last" in page
     assert "differed in 90% of their tokens at first, 90% at last; their pixels lay 0.250 apart" in page
     page = grpo_run(tmp_path / "good", [0.5, 3.0])
-    assert "No alarm: in no 10 steps did the trained rewards rise while &#x27;watched&#x27; fell." in page
+    assert "No alarm: in no 10 steps did the trained rewards rise while &#x27;watched&#x27; got worse." in page
     assert 'class="mark"' not in page
     assert "No held-out reward (role: monitor)" in grpo_run(tmp_path / "blind", [], monitor=False)
+
+
+def test_a_run_says_how_long_it_took(run: RunFolder, tmp_path: Path) -> None:
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        file.write('{"step": 6, "seconds": 90.0}\n')
+    assert "<b>1.5</b><span>minutes</span>" in write_report([run.path], tmp_path).read_text(encoding="utf-8")
 
 
 def test_text_of_a_run_stays_text(run: RunFolder, tmp_path: Path) -> None:
@@ -246,6 +252,10 @@ def test_gallery_round_trip(run: RunFolder) -> None:
     assert shown.steps == (0, 3, 5)
     assert shown.scores[5] == ({"style": 0.75, "subject": None},)
     assert shown.prompts[0].references[0].exists()
+    gallery.save_prompts(run, [Prompt("<image> a fox", (Image.new("RGB", (3000, 1500)),))])
+    shown = gallery.read(run.path)
+    assert shown is not None
+    assert Image.open(shown.prompts[0].references[0]).size == (512, 256)
 
 
 def test_a_benchmark_s_rows_stand_side_by_side(run: RunFolder, tmp_path: Path) -> None:
