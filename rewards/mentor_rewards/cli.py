@@ -129,11 +129,12 @@ def check_reward(
         by_outcome[result.outcome].append(each.name)
         _print_result(result)
     case.close()
-    broken = by_outcome["broken"] + by_outcome["blocked"]
+    broken, blocked = by_outcome["broken"], by_outcome["blocked"]
     count = sum(map(len, by_outcome.values()))
     print(f"{name}: {len(by_outcome['holds'])} of {count} rules hold, {len(by_outcome['exempt'])} exempt")
     if broken:
-        print(f"{name}: {len(broken)} of {count} rules are broken: {', '.join(broken)}", file=sys.stderr)
+        untried = f"; {len(blocked)} could not be tried" if blocked else ""
+        print(f"{name}: {len(broken)} of {count} rules are broken: {', '.join(broken)}{untried}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -5,7 +5,7 @@ A name is one of BUILT_IN, an entry point of the group ``mentor.rewards``, ``pac
 runs only when an entry names it.
 
 Options go to the constructor by keyword and are checked against its signature and annotations. A parameter annotated
-``Path`` is a file or folder that must exist; relative ones are looked up beside the recipe, then in the current folder.
+``Path`` is a file or folder that must exist; relative ones are looked up in ``base``, then in the current folder.
 """
 
 from __future__ import annotations
