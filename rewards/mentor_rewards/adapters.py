@@ -35,6 +35,8 @@ FlowGrpoReward = Callable[..., tuple[dict[str, np.ndarray], dict[str, Any]]]
 
 log = logging.getLogger(__name__)
 
+_SLACK = 0.01  # by which rounding may take a float beyond [0, 1]; pixels in [-1, 1] or [0, 255] go further
+
 
 # -------------------------------------------------------------------------------------------------------------- trl
 
@@ -261,8 +263,11 @@ def _as_pil(images: Any, what: str) -> list[Image.Image]:
     if pixels.ndim != 4 or pixels.shape[3] != 3:
         raise RewardError(f"{what}: expected PIL pictures, [N, 3, H, W] or [N, H, W, 3], found shape {pixels.shape}")
     if pixels.dtype != np.uint8:
-        if not np.issubdtype(pixels.dtype, np.floating) or not np.isfinite(pixels).all():
-            raise RewardError(f"{what}: expected uint8, or finite floats in [0, 1], found {pixels.dtype}")
+        if not np.issubdtype(pixels.dtype, np.floating):
+            raise RewardError(f"{what}: expected uint8, or floats in [0, 1], found {pixels.dtype}")
+        if pixels.size and not (-_SLACK <= pixels.min() <= pixels.max() <= 1 + _SLACK):  # NaN is in no interval
+            found = f"{pixels.min():.4g} to {pixels.max():.4g}"
+            raise RewardError(f"{what}: expected uint8, or floats in [0, 1], found {found}")
         pixels = np.round(pixels * 255).clip(0, 255).astype(np.uint8)
     return [Image.fromarray(np.ascontiguousarray(picture)) for picture in pixels]
 

@@ -179,13 +179,17 @@ def _check_batch(facts: Sequence[str] | None, images: Path | None, prompts: Path
     from mentor_rewards.score_rows import read_listing
     from mentor_rewards.testing import sample_batch
 
+    if images is None and prompts is not None:
+        raise RewardError(f"--prompts: expected --images DIR beside it, with the pictures that {prompts} names")
     if images is None:
-        batch, stated = sample_batch(), _pairs(facts, "--fact")
-        return replace(batch, metadata=[{**drawn, **stated} for drawn in batch.metadata])
-    listing = read_listing(images, prompts)
-    if len(listing) < 3:
-        raise RewardError(f"{images}: expected at least 3 pictures to check with, found {len(listing)}")
-    return listing.batch(range(min(8, len(listing))))
+        batch = sample_batch()
+    else:
+        listing = read_listing(images, prompts)
+        if len(listing) < 3:
+            raise RewardError(f"{images}: expected at least 3 pictures to check with, found {len(listing)}")
+        batch = listing.batch(range(min(8, len(listing))))
+    stated = _pairs(facts, "--fact")
+    return replace(batch, metadata=[{**known, **stated} for known in batch.metadata])
 
 
 def _check_needs(name: str, reward: AnyReward, batch: RewardBatch) -> None:

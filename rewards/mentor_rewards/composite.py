@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,10 @@ class Composite:
                 guarded(name, "load", self.rewards[name].load, entry.device, entry.dtype)
                 _check_direction(name, entry, self.rewards[name].spec)  # a remote reward may have learnt its spec here
         except BaseException:
-            self.unload()
+            try:
+                self.unload()
+            except RewardError as error:  # what kept it from loading is what has to be mended
+                logger.warning("%s", error)
             raise
         self._schedule.open()
 
@@ -125,12 +129,13 @@ class Composite:
 
     def unload(self) -> None:
         """Free what ``load`` took. A reward still in a call that ran past its timeout keeps its weights."""
-        for name, reward in self.rewards.items():
-            if self._schedule.busy(name):
-                logger.warning("reward '%s': not unloaded, a call that ran past its timeout is still running", name)
-            else:
-                guarded(name, "unload", reward.unload)
-        self._schedule.close()
+        with ExitStack() as stack:  # all of them, whichever fails
+            stack.callback(self._schedule.close)
+            for name, reward in reversed(self.rewards.items()):
+                if self._schedule.busy(name):
+                    logger.warning("reward '%s': not unloaded, a call that ran past its timeout is still running", name)
+                else:
+                    stack.callback(guarded, name, "unload", reward.unload)
 
     def __enter__(self) -> Composite:
         self.load()
@@ -159,7 +164,7 @@ class Composite:
         """
         reasons: dict[str, dict[str, str | None]] = {}
         for name in self.trained:
-            column = self._applicable(name, batch)
+            column = self.applicable(name, batch)
             for facts, reason in zip(batch.metadata, column.reasons, strict=True):
                 found = reasons.setdefault(str(facts.get("task")), {})
                 found[name] = found.get(name, reason) and reason  # None as soon as one sample can be scored
@@ -179,7 +184,7 @@ class Composite:
             RewardFailure: ``on_missing: stop`` with a failed score, or more failed scores than the failure rate.
             RewardError: a reward raised, or answered with something that is not N scores.
         """
-        columns = {name: self._applicable(name, batch) for name in self.entries}
+        columns = {name: self.applicable(name, batch) for name in self.entries}
         self._schedule.score(batch, columns)
         scores = CompositeScores(
             raw={name: column.scores for name, column in columns.items()},
@@ -225,7 +230,7 @@ class Composite:
         for name, reward in stateful.items():
             guarded(name, "load_state", reward.load_state, state[name])
 
-    def _applicable(self, name: str, batch: RewardBatch) -> Column:
+    def applicable(self, name: str, batch: RewardBatch) -> Column:
         """An empty column, with the samples marked to which the reward does not apply."""
         needed, tasks = self.rewards[name].spec.columns, self.entries[name].tasks
         reasons: list[str | None] = []

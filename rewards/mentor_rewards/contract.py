@@ -10,8 +10,9 @@ Nothing here imports torch: a reward loads its weights in ``load``, not when it 
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol, get_args, runtime_checkable
 
@@ -46,13 +47,20 @@ def one_line(value: object) -> str:
     return " ".join(str(value).split()) or type(value).__name__
 
 
+def error_line(error: BaseException) -> str:
+    """Type and message of someone else's exception, on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first fault that pydantic found in what should be a ``model``, as the end of an error line."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'; {nearest(key, model.model_fields)}"
-    return f"{key}: {problem['msg']}, found {problem['input']!r}" if key else str(problem["msg"])
+    found = f"{key}: {problem['msg']}, found {problem['input']!r}" if key else problem["msg"]
+    return one_line(found.replace("Value error, ", "", 1))  # how pydantic begins what our own validators say
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,15 @@ class RewardSpec:
     weights: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for declared in ("needs", "metadata", "probes"):
+            value = getattr(self, declared)
+            if isinstance(value, str):  # it would be taken for the set of its letters
+                raise RewardError(
+                    f"reward '{self.name}': {declared}: expected a set such as {{'{value}'}}, found the text '{value}'"
+                )
+        for bound in self.range:
+            if bound is not None and not math.isfinite(bound):
+                raise RewardError(f"reward '{self.name}': range: expected None where there is no bound, found {bound}")
         for need in self.needs:
             if need not in NEEDS:
                 raise RewardError(
@@ -210,6 +227,8 @@ def misfit(output: object, count: int) -> str | None:
     reasons = {"reasons": output.reasons} if output.reasons else {}
     columns: dict[str, Sequence[Any]] = {"scores": output.scores, **reasons, **output.details}
     for name, values in columns.items():
+        if not isinstance(values, Sized):
+            return f"expected {name} as a list, one entry per picture, found {type(values).__name__}"
         if len(values) != count:
             return f"expected {count} {name}, one per picture, found {len(values)}"
     return None

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+LONGEST_GOODBYE = 5.0  # seconds that cancelled work gets to let go of what it holds
+
 
 class EventLoop:
     """Runs in a thread of its own, from construction to ``stop``."""
@@ -24,7 +26,17 @@ class EventLoop:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """Cancel what still runs (a call that failed leaves others behind), then end the loop and its thread."""
+        self.submit(_cancel_others()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        if not task.cancelling():  # a second time would interrupt its letting go
+            task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=LONGEST_GOODBYE)

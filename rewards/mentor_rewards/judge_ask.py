@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -42,10 +43,11 @@ async def ask(
     """
     key = ""
     if cache is not None:
-        key = await asyncio.to_thread(cache_key, request, backend.model, sampling)
+        key = await asyncio.to_thread(cache_key, request, backend.identity, sampling)
         stored = await asyncio.to_thread(cache.get, key)
         if stored is not None:
-            return Verdict(parse(Answer(stored, "stop")), None, asked=0)
+            with suppress(InvalidAnswer):  # it held when it was stored; rules may have become stricter since
+                return Verdict(parse(Answer(stored, "stop")), None, asked=0)
     reason = ""
     for attempt in range(1 + RE_ASKS):
         try:

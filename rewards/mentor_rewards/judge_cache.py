@@ -1,8 +1,9 @@
 """Answers of a judge that are kept between runs: raw text by the sha256 of everything that led to it.
 
-A key covers the pixels of every picture, the rendered messages, the template's version, the model, the sampling and the
+A key covers the pixels of every picture, the rendered messages, the template's version, the judge, the sampling and the
 schema, so a changed word of a prompt asks anew. It pays in evaluation, on resume and for ablations; the pictures of a
-training step are new and never hit. A model's revision is part of the key only as far as its name says it.
+training step are new and never hit. Of a judge whose server somebody else runs only the model's name is known: its
+revision and its options are part of the key only as far as the name says them.
 
 SQLite in WAL mode: several processes of one machine may share a file, and a killed one loses at most its last answer.
 Not for network file systems.
@@ -63,13 +64,13 @@ class JudgeCache:
             self._file.close()
 
 
-def cache_key(request: JudgeRequest, model: str, sampling: JudgeSampling) -> str:
-    """The key of an answer: sha256 of all that it depends on."""
+def cache_key(request: JudgeRequest, judge: str, sampling: JudgeSampling) -> str:
+    """The key of an answer: sha256 of all that it depends on. ``judge``: see JudgeBackend.identity."""
     facts = {
         "messages": request.messages([picture.sha256 for picture in request.pictures]),
         "template": [request.template.name, request.template.version],
         "schema": request.template.schema(),
-        "model": model,
+        "model": judge,
         "sampling": asdict(sampling),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -20,9 +20,11 @@ import random
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from mentor_rewards.contract import RewardError, nearest, one_line
 from mentor_rewards.judge_request import Answer, JudgeRequest, JudgeSampling, NoAnswer
+from mentor_rewards.wire import is_loopback
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
@@ -47,6 +49,7 @@ class JudgeClient:
         retries: tries after the first that failed in transport.
         backoff: seconds before the second try, doubled from then on.
         find_model: whether ``check_server`` looks for the model in the server's list, or asks it a question.
+        served: what is known of the weights and options behind the name, for cache keys.
     """
 
     def __init__(
@@ -59,15 +62,18 @@ class JudgeClient:
         retries: int = 6,
         backoff: float = 0.5,
         find_model: FindModel = "list",
+        served: str = "",
     ) -> None:
         try:
             import openai
         except ImportError as error:
             raise RewardError(f"the judge needs the extra 'judge': pip install 'mentor-rl[judge]' ({error})") from error
         self._openai = openai
-        self.url, self.model = url, model
+        self.url, self.model, self.identity = url, model, f"{model} {served}".strip()
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self._api_key, self._find_model = api_key, find_model
+        self._find_model = find_model
+        self._options: dict[str, Any] = {"base_url": url, "api_key": api_key, "timeout": timeout, "max_retries": 0}
+        self._proxies = {"trust_env": not is_loopback(urlsplit(url).hostname or "")}  # none leads to the own machine
         self._session: tuple[asyncio.AbstractEventLoop, AsyncOpenAI, asyncio.Semaphore] | None = None
 
     def check_server(self) -> None:
@@ -81,7 +87,7 @@ class JudgeClient:
         openai = self._openai
         offered: list[str] = []
         try:
-            with openai.OpenAI(base_url=self.url, api_key=self._api_key, timeout=self.timeout, max_retries=0) as client:
+            with openai.OpenAI(**self._options, http_client=openai.DefaultHttpxClient(**self._proxies)) as client:
                 offered = _listed(client) if self._find_model == "list" else []
                 if not offered:
                     self._ask_a_word(client)
@@ -103,7 +109,7 @@ class JudgeClient:
         reply = client.chat.completions.create(
             model=self.model, messages=[{"role": "user", "content": "Is there a judge?"}], max_tokens=1
         )
-        if not getattr(reply, "choices", None):
+        if _answer_in(reply) is None:
             raise ValueError(f"no choices in {_line(reply)}")
 
     def _unusable(self, found: str) -> RewardError:
@@ -139,7 +145,7 @@ class JudgeClient:
         openai = self._openai
         client, slots = self._open()
         try:
-            async with slots:
+            async with slots, asyncio.timeout(self.timeout):  # httpx's own time-outs restart with every byte that comes
                 # chat.completions.create walks through every field of the body by type: a third of a call's time
                 reply = await client.post("/chat/completions", cast_to=openai.types.chat.ChatCompletion, body=body)
         except openai.APIStatusError as error:
@@ -148,16 +154,16 @@ class JudgeClient:
                     f"the judge at {self.url} refuses the request as configured: {error.status_code}, {_line(error)}"
                 ) from error
             return None, retry_after(error.response.headers), f"the judge answered {error.status_code}: {_line(error)}"
-        except openai.APITimeoutError:
+        except (TimeoutError, openai.APITimeoutError):
             return None, None, f"no answer from {self.url} within {self.timeout:g} s"
         except openai.APIConnectionError as error:
             return None, None, f"no connection to {self.url}: {_line(error.__cause__ or error)}"
         except (openai.APIError, ValueError) as error:  # a body that is no JSON, or another one than promised
             return None, None, f"broken reply from {self.url}: {_line(error)}"
-        choices = getattr(reply, "choices", None)
-        if not choices:
+        answer = _answer_in(reply)
+        if answer is None:
             return None, None, f"broken reply from {self.url}: no choices in {_line(reply)}"
-        return Answer(choices[0].message.content or "", choices[0].finish_reason), None, ""
+        return answer, None, ""
 
     def _body(self, request: JudgeRequest, sampling: JudgeSampling) -> dict[str, Any]:
         schema = {"name": request.template.name, "schema": request.template.schema(), "strict": True}
@@ -174,9 +180,8 @@ class JudgeClient:
         """Client and slots of the running loop: connections cannot move to another one."""
         loop = asyncio.get_running_loop()
         if self._session is None or self._session[0] is not loop:
-            client = self._openai.AsyncOpenAI(
-                base_url=self.url, api_key=self._api_key, timeout=self.timeout, max_retries=0
-            )
+            http = self._openai.DefaultAsyncHttpxClient(**self._proxies)
+            client = self._openai.AsyncOpenAI(**self._options, http_client=http)
             self._session = (loop, client, asyncio.Semaphore(self.concurrency))
         return self._session[1], self._session[2]
 
@@ -222,6 +227,16 @@ def _listed(client: OpenAI) -> list[str]:
         if error.status_code in NO_SUCH_LIST:
             return []
         raise
+
+
+def _answer_in(reply: Any) -> Answer | None:
+    """The first choice of a reply; None for one of another form, which openai lets through."""
+    try:
+        choice = reply.choices[0]
+        text = choice.message.content or ""
+        return Answer(text, choice.finish_reason) if isinstance(text, str) else None
+    except (AttributeError, IndexError, KeyError, TypeError):
+        return None
 
 
 def _line(value: object) -> str:

@@ -77,6 +77,7 @@ class LocalJudge:
         self._grammar = lru_cache(self._compile)
         self._one_at_a_time = threading.Lock()
         self.model = f"{model} {_revision(model, weights.config)}"
+        self.identity = f"{self.model} {dtype}"
 
     async def complete(self, request: JudgeRequest, sampling: JudgeSampling) -> Answer:
         """One answer; see JudgeBackend. A cancelled call ends its generation in the background."""

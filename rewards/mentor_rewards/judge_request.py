@@ -86,9 +86,15 @@ class NoAnswer(Exception):
 
 
 class JudgeBackend(Protocol):
-    """Whatever answers questions. ``model`` names it in cache keys."""
+    """Whatever answers questions.
+
+    Attributes:
+        model: its name for people.
+        identity: its name in cache keys: the model, and what else is known that changes its answers.
+    """
 
     model: str
+    identity: str
 
     async def complete(self, request: JudgeRequest, sampling: JudgeSampling) -> Answer:
         """One answer.

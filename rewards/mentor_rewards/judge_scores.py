@@ -88,7 +88,7 @@ def read_object(text: str) -> dict[str, Any]:
 def _no_doubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise InvalidAnswer(f"doubled keys: {', '.join(key for key, _ in pairs)}")
+        raise InvalidAnswer(f"doubled keys: {_shown(', '.join(key for key, _ in pairs))}")
     return values
 
 
@@ -104,7 +104,7 @@ def check_keys(values: dict[str, Any], expected: Sequence[str]) -> None:
     missing = [key for key in expected if key not in values]
     unknown = [key for key in values if key not in expected]
     if missing or unknown:
-        raise InvalidAnswer(f"expected the keys {', '.join(expected)}, found {', '.join(values) or 'none'}")
+        raise InvalidAnswer(f"expected the keys {', '.join(expected)}, found {_shown(', '.join(values))}")
 
 
 def _number(key: str, value: Any, high: float) -> float:

@@ -1,8 +1,8 @@
 """A vLLM server as a child process: the exact command, its log in a file, ready when /health says so, stopped for good.
 
 vLLM lives in an environment of its own (its pins clash with a trainer's), named by the option ``python``. The server
-gets a process group, so that its workers go with it. It ends with the process that started it, unless that one is
-killed with SIGKILL: then ``mentor judge serve`` has nobody left to stop it.
+gets a process group, so that its workers go with it. It ends with the process that started it, also on Ctrl-C and on a
+SIGTERM that the process handles, as runs and ``mentor judge serve`` do. One that dies of a signal leaves it running.
 
 In a job of several processes only the first one of a machine (LOCAL_RANK 0) launches; the others wait for its health.
 """
@@ -69,6 +69,12 @@ class ServeOptions(BaseModel):
     def base(self) -> str:
         """Scheme, host and port."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def answers_by(self) -> str:
+        """The options that change answers, for keys of caches; nothing for the defaults."""
+        chosen = self.model_dump(include={"model", "arguments", "min_pixels", "max_pixels"}, exclude_defaults=True)
+        return json.dumps(chosen, sort_keys=True) if chosen else ""
 
 
 @dataclass

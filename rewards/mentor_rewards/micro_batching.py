@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, RewardSpec
+from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, RewardSpec, error_line
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _fault(name: str, error: Exception) -> RewardError:
     if isinstance(error, RewardError):
         return error
     logging.getLogger(__name__).error("reward '%s'", name, exc_info=error)
-    return RewardError(f"reward '{name}': {type(error).__name__}: {error}")
+    return RewardError(f"reward '{name}': {error_line(error)}")
 
 
 def merge(batches: Sequence[RewardBatch]) -> RewardBatch:

@@ -92,7 +92,7 @@ class JudgeReward(AsyncReward):
             return
         if self.serve is not None:
             self._server = shared_server(self.serve, self.model)
-            self._judge = self._client(self._server.url)
+            self._judge = self._client(self._server.url, served=self.serve.answers_by)
             return
         if self._checked is None:
             self.check_server()
@@ -116,9 +116,9 @@ class JudgeReward(AsyncReward):
             client.check_server()
             self._checked = client
 
-    def _client(self, url: str) -> JudgeClient:
+    def _client(self, url: str, served: str = "") -> JudgeClient:
         transport = self.concurrency, self.timeout, self.retries, self.backoff
-        return JudgeClient(url, self.model, api_key(self.api_key_env), *transport, self.find_model)
+        return JudgeClient(url, self.model, api_key(self.api_key_env), *transport, self.find_model, served)
 
     def unload(self) -> None:
         """Close all that ``load`` opened."""

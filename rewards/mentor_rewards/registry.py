@@ -33,6 +33,7 @@ from mentor_rewards.contract import (
     RewardEntry,
     RewardError,
     RewardSpec,
+    error_line,
     nearest,
     one_line,
 )
@@ -129,6 +130,8 @@ def build_reward(name: str, entry: RewardEntry, base: Path | None = None) -> Any
         reward = cls(**options)
     except RewardError as error:
         raise RewardError(f"reward '{name}': {error}") from error
+    except Exception as error:
+        raise RewardError(f"reward '{name}': {cls.__name__} cannot be built: {error_line(error)}") from error
     if not isinstance(getattr(reward, "spec", None), RewardSpec):
         raise RewardError(f"reward '{name}': {cls.__name__} has no member 'spec'; expected a RewardSpec")
     return typing.cast("AnyReward", reward)
@@ -193,12 +196,8 @@ def _from_module(use: str, target: str) -> Any:
     except ImportError as error:
         raise RewardError(f"reward '{use}': cannot import {module_name}: {one_line(error)}") from error
     except (Exception, SystemExit) as error:
-        raise RewardError(f"reward '{use}': {module_name} fails on import: {_raised(error)}") from error
+        raise RewardError(f"reward '{use}': {module_name} fails on import: {error_line(error)}") from error
     return _member(use, module, class_name, module_name)
-
-
-def _raised(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _from_file(use: str, place: str, class_name: str, base: Path | None) -> Any:
@@ -223,8 +222,17 @@ def _load_file(use: str, path: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
-        raise RewardError(f"reward '{use}': {path} fails on import: {_raised(error)}") from error
+        hint = _about_neighbours(path, error)
+        raise RewardError(f"reward '{use}': {path} fails on import: {error_line(error)}{hint}") from error
     return module
+
+
+def _about_neighbours(path: Path, error: BaseException) -> str:
+    """The end of the line for a plugin file that imports another one beside it."""
+    wanted = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    if not wanted or not any((path.parent / name).exists() for name in (wanted, f"{wanted}.py")):
+        return ""
+    return "; a plugin file is imported alone, several belong into a package (`mentor rewards new` writes one)"
 
 
 def _member(use: str, module: types.ModuleType, class_name: str, where: str) -> Any:
@@ -268,8 +276,18 @@ def _checked_options(name: str, cls: type, options: Mapping[str, Any], base: Pat
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in options:
             raise RewardError(f"reward '{name}': missing option '{key}'; options: {', '.join(named)}")
-    hints = typing.get_type_hints(cls.__init__, include_extras=True) if named else {}  # type: ignore[misc]
+    hints = _hints(name, cls) if named else {}
     return {key: _typed(name, key, value, hints.get(key, Any), base) for key, value in options.items()}
+
+
+def _hints(name: str, cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
+    except Exception as error:  # most often a name that is imported under TYPE_CHECKING only
+        raise RewardError(
+            f"reward '{name}': cannot read the annotations of {cls.__name__}.__init__, by which options are checked: "
+            f"{error_line(error)}"
+        ) from error
 
 
 def _typed(name: str, key: str, value: Any, hint: Any, base: Path | None) -> Any:

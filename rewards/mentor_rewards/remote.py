@@ -259,6 +259,6 @@ def _waits() -> Iterator[float]:
 def _error_line(answer: httpx.Response) -> str:
     """The one line of a fault; a proxy in between may answer with something else."""
     try:
-        return str(answer.json()["error"])
+        return one_line(answer.json()["error"])
     except (ValueError, KeyError, TypeError):
         return one_line(answer.text)[:200] if answer.text.strip() else "no reason given"

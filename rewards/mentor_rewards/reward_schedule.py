@@ -30,7 +30,9 @@ from mentor_rewards.contract import (
     RewardEntry,
     RewardError,
     RewardOutput,
+    error_line,
     misfit,
+    one_line,
 )
 from mentor_rewards.event_loop import EventLoop
 
@@ -94,7 +96,7 @@ class Schedule:
 
     def open(self) -> None:
         """Start the event loop that async rewards live in."""
-        if self._waiting:
+        if self._waiting and self._loop is None:
             self._loop = EventLoop()
 
     def close(self) -> None:
@@ -171,8 +173,10 @@ class Schedule:
             try:
                 async with asyncio.timeout(timeout) as clock:
                     output = await reward.ascore(batch.select(rows))
-            except Exception as error:
-                if not clock.expired():
+            except (Exception, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                if not clock.expired():  # also of a reward that cancels its own work, which a task group would hide
                     raise _named(name, "ascore", error) from error
                 output = RewardOutput.missing(len(rows), f"no answer within {timeout:g} s")
             column.seconds += time.perf_counter() - start
@@ -192,14 +196,20 @@ def guarded(name: str, what: str, call: Callable[..., T], *arguments: Any) -> T:
         raise _named(name, what, error) from error
 
 
-def _named(name: str, what: str, error: Exception) -> RewardError:
-    text = str(error) if isinstance(error, RewardError) else f"{what} failed: {type(error).__name__}: {error}"
+def _is_cancelled() -> bool:
+    """Whether somebody asked the running task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _named(name: str, what: str, error: BaseException) -> RewardError:
+    text = one_line(error) if isinstance(error, RewardError) else f"{what} failed: {error_line(error)}"
     return RewardError(text if text.startswith(f"reward '{name}'") else f"reward '{name}': {text}")
 
 
 def _checked_score(name: str, value: Any, reason: str | None) -> tuple[float | None, str | None]:
     if value is None:
-        return None, reason or "no reason given"
+        return None, one_line(reason) if reason else "no reason given"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RewardError(f"reward '{name}': expected scores of float or None, found {type(value).__name__}")
     if not math.isfinite(value):

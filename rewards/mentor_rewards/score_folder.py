@@ -83,10 +83,7 @@ def _statistics(
     composite: Composite, listing: Listing, table: ScoreTable, seconds: dict[str, float]
 ) -> dict[str, RewardStats]:
     facts = listing.facts()
-    applies = {
-        name: [not facts.lacks(row, spec.columns) for row in range(len(listing))]
-        for name, spec in composite.specs.items()
-    }
+    applies = {name: composite.applicable(name, facts).applies for name in composite.names}
     details: dict[str, dict[str, list[object]]] = {name: {} for name in composite.names}
     scores = CompositeScores(table.raw, table.reasons, applies, details, seconds, composite.entries, composite.specs)
     return summary(scores, listing.group_ids)

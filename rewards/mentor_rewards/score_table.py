@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,6 +48,8 @@ class ScoreTable:
         if out is not None:
             if out.suffix not in SUFFIXES:
                 raise RewardError(f"{out}: expected a name that ends in {' or '.join(SUFFIXES)}")
+            if not out.parent.is_dir():
+                raise RewardError(f"{out}: expected a folder at {out.parent}, found none")
             self._check_rewards(out.with_name(f"{out.name}.json"), rewards)
             self._file = self._resume(out)
         if not self._has_header:
@@ -94,9 +97,7 @@ class ScoreTable:
 
     def _write(self, rows: Sequence[Sequence[Any]]) -> None:
         assert self._file is not None
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue())  # one write, so that a kill cuts at most one row
+        self._file.write("".join(map(_csv_row, rows)))  # one write, so that a kill cuts at most one row
         self._file.flush()
 
     def _check_rewards(self, file: Path, rewards: Mapping[str, Mapping[str, Any]]) -> None:
@@ -109,7 +110,9 @@ class ScoreTable:
                         f"{self.out}: scored with another '{name}' ({before.get(name)}, now {now.get(name)}); "
                         "choose another --out"
                     )
-        file.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        temporary = file.with_name(f".{file.name}.new")  # a kill in the middle must leave one that can be read
+        temporary.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        temporary.replace(file)
 
     def _resume(self, out: Path) -> TextIO:
         """Take over the whole rows of an earlier call, cut off a half-written one, and open the file behind them."""
@@ -118,7 +121,12 @@ class ScoreTable:
             file.write_text(_parquet_as_csv(out), encoding="utf-8")
         content = file.read_bytes() if file.exists() else b""
         whole = content[: _whole_rows(content)]
-        rows = list(csv.reader(io.StringIO(whole.decode("utf-8"), newline="")))
+        try:
+            rows = list(csv.reader(io.StringIO(whole.decode("utf-8"), newline="")))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RewardError(
+                f"{file}: expected a table of scores, found another file; choose another --out"
+            ) from error
         if not rows and content and not ",".join(self._header).encode().startswith(content.strip()):
             raise RewardError(f"{file}: expected a table of scores, found another file; choose another --out")
         for number, cells in enumerate(rows):
@@ -177,6 +185,13 @@ def _journal(out: Path | None) -> Path:
     return out if out.suffix == ".csv" else out.with_name(f"{out.name}.part.csv")
 
 
+def _csv_row(cells: Sequence[Any]) -> str:
+    """A line of the table. Python's csv, told to end lines with a line feed, leaves a carriage return unquoted."""
+    texts = [str(cell) for cell in cells]
+    quoted = ['"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text for text in texts]
+    return ",".join(quoted) + "\n"
+
+
 def _whole_rows(content: bytes) -> int:
     """Bytes up to the end of the last whole row: a line break outside of quotes."""
     end, quoted = 0, False
@@ -196,9 +211,6 @@ def _parquet_as_csv(file: Path) -> str:
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowInvalid as error:
         raise RewardError(f"{file}: expected a table of scores, found another file; choose another --out") from error
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.column_names)
-    for cells in table.to_pylist():
-        writer.writerow(["" if v is None else repr(v) if isinstance(v, float) else v for v in cells.values()])
-    return text.getvalue()
+    rows = [["" if v is None else repr(v) if isinstance(v, float) else v for v in row.values()]
+            for row in table.to_pylist()]  # fmt: skip
+    return "".join(map(_csv_row, [table.column_names, *rows]))

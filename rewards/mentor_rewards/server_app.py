@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, nearest
+from mentor_rewards.contract import RewardBatch, RewardError, RewardOutput, error_line, nearest
 from mentor_rewards.micro_batching import Batching, Lane
 from mentor_rewards.reward_schedule import is_async
 from mentor_rewards.wire import FORMAT, Limits, WireFault, batch_of, decode_request, encode_answer, listed
@@ -157,4 +157,4 @@ async def _no_such_page(request: Request, error: Exception) -> Response:
 
 
 async def _bug(_: Request, error: Exception) -> Response:
-    return _fault(f"{type(error).__name__}: {error}", 500)  # the traceback goes to the server's log
+    return _fault(error_line(error), 500)  # the traceback goes to the server's log

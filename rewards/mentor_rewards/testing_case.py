@@ -24,6 +24,7 @@ from mentor_rewards.contract import (
     RewardError,
     RewardOutput,
     RewardSpec,
+    error_line,
     misfit,
 )
 from mentor_rewards.reward_schedule import is_async
@@ -185,7 +186,7 @@ def copy_of(batch: RewardBatch) -> RewardBatch:
 def raised(error: BaseException) -> str:
     """An author's exception as a finding, with the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
+    return f"{error_line(error)} ({last.filename}:{last.lineno})"
 
 
 def difference(expected: Scores, found: Scores, tolerance: float, when: str, first: int = 0) -> str | None:

@@ -95,7 +95,7 @@ class Result(_Message):
     """One score; None with a reason where there is none."""
 
     id: str
-    score: int | float | None
+    score: float | None
     reason: str | None = None
 
 
@@ -192,8 +192,8 @@ def decode_answer(body: bytes, reward: str, ids: Sequence[str]) -> tuple[RewardO
     for key, values in answer.details.items():
         if len(values) != len(ids):
             raise WireFault(f"answer: details.{key}: expected {len(ids)} entries, found {len(values)}")
-    scores = [None if result.score is None else float(result.score) for result in answer.results]
-    return RewardOutput(scores, [result.reason for result in answer.results], answer.details), answer.fingerprint
+    scores, reasons = [result.score for result in answer.results], [result.reason for result in answer.results]
+    return RewardOutput(scores, reasons, answer.details), answer.fingerprint
 
 
 def decode_listing(body: bytes) -> Listing:
@@ -370,9 +370,9 @@ def _refuse_other_than_json(value: Any, where: str) -> None:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """A detail as JSON values: numpy scalars become numbers, tuples lists, NaN null."""
-    if hasattr(value, "item") and not isinstance(value, Mapping):
-        value = value.item()
+    """A detail as JSON values: numbers and arrays of numpy or torch become Python's, tuples lists, NaN null."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):

@@ -28,6 +28,7 @@ class Reply:
     Attributes:
         delay: seconds before it.
         reset: break the connection instead of answering.
+        drip: seconds between two bytes of the body.
     """
 
     body: bytes
@@ -35,6 +36,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     reset: bool = False
+    drip: float = 0.0
 
 
 Script = Callable[[dict[str, Any], int], Reply]
@@ -74,6 +76,9 @@ TRANSPORT_FAULTS: dict[str, Reply] = {
     "connection reset": RESET,
     "truncated body": Reply(b'{"id": "1", "object": "chat.comp'),
     "no choices": Reply(b'{"id": "1", "object": "chat.completion", "choices": []}'),
+    "no message": Reply(b'{"id": "1", "object": "chat.completion", "choices": [{}]}'),
+    "null for a choice": Reply(b'{"id": "1", "object": "chat.completion", "choices": [null]}'),
+    "a list for a text": Reply(b'{"choices": [{"finish_reason": "stop", "message": {"content": [1]}}]}'),
     "HTML": Reply(b"<html>Bad gateway</html>", headers={"content-type": "text/html"}),
 }
 ANSWER_FAULTS: dict[str, Reply] = {
@@ -155,7 +160,10 @@ class JudgeStub:
         headers = {"content-type": "application/json", **reply.headers}
         pairs = [(key.encode(), value.encode()) for key, value in headers.items()]
         await send({"type": "http.response.start", "status": reply.status, "headers": pairs})
-        await send({"type": "http.response.body", "body": reply.body})
+        for byte in reply.body if reply.drip else b"":
+            await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+            await asyncio.sleep(reply.drip)
+        await send({"type": "http.response.body", "body": b"" if reply.drip else reply.body})
 
     async def _list_models(self, path: str, send: Any) -> None:
         assert path == "/v1/models", path

@@ -171,6 +171,21 @@ def test_flow_grpo_takes_every_kind_of_picture_alike(composite: Composite) -> No
         reward_fn(nhwc[..., 0], ["a", "b"], None)
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda unit: 2 * unit - 1, "-0.6 to -0.2"),
+        (lambda unit: 255 * unit, "51 to 102"),
+        (lambda unit: np.where(unit > 0.3, np.nan, unit), "nan to nan"),
+        (lambda unit: (255 * unit).astype(np.int64), "int64"),
+    ],
+)
+def test_flow_grpo_refuses_pixels_on_another_scale(composite: Composite, change: Any, found: str) -> None:
+    unit = np.stack([np.asarray(grey(level)) for level in (51, 102)]) / 255
+    with pytest.raises(RewardError, match=rf"images: expected uint8, or floats in \[0, 1\], found {found}$"):
+        as_flow_grpo_reward(composite)(change(unit), ["a", "b"])
+
+
 def test_flow_grpo_fills_failed_scores_from_the_same_prompt(composite: Composite) -> None:
     reward_fn = as_flow_grpo_reward(composite)
     scores, _ = reward_fn([grey(0), grey(51), grey(0), grey(102)], ["a", "a", "b", "c"], None, ref_images=[grey(5)] * 4)

@@ -82,6 +82,34 @@ class Slow(AsyncReward):
         return RewardOutput([1.0] * len(batch))
 
 
+class GivesUp(AsyncReward):
+    """Cancels its own work."""
+
+    spec = RewardSpec(name="gives_up", version="1")
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        work = asyncio.ensure_future(asyncio.sleep(60.0))
+        work.cancel()
+        await work
+        raise AssertionError("unreachable")
+
+
+class Held(AsyncReward):
+    """Holds something while it waits, and takes a moment to let go."""
+
+    spec = RewardSpec(name="held", version="1")
+    held: ClassVar[list[str]] = []
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        self.held.append("taken")
+        try:
+            await asyncio.sleep(60.0)
+        finally:
+            await asyncio.sleep(0.05)
+            self.held.append("given back")
+        raise AssertionError("unreachable")
+
+
 class Meeting(Scripted):
     """Scores as soon as all others of its kind are scoring too."""
 
@@ -218,13 +246,16 @@ def test_a_sample_without_the_needed_columns_is_masked_not_failed() -> None:
         (RewardOutput([1.0, 2.0], details={"seen": [1]}), "expected 2 seen, one per picture, found 1"),
         (RewardOutput([1.0, "2"]), "expected scores of float or None, found str"),
         (RewardOutput([1.0, True]), "expected scores of float or None, found bool"),
-        (ZeroDivisionError("division"), "score failed: ZeroDivisionError: division"),
+        (RewardOutput(1.0), "expected scores as a list, one entry per picture, found float"),  # type: ignore[arg-type]
+        (ZeroDivisionError("division\n  by zero"), "score failed: ZeroDivisionError: division by zero$"),
+        (RewardError("in\ntwo lines"), "in two lines$"),
     ],
 )
 def test_faults_of_a_reward_name_it(answer: Any, message: str) -> None:
     composite = Composite({"faulty": entry(Answering, options={"answer": answer})})
     with pytest.raises(RewardError, match=f"^reward 'faulty': {message}") as caught:
         composite.score(batch_of([1, 2]))
+    assert "\n" not in str(caught.value)
     if isinstance(answer, Exception):
         assert caught.value.__cause__ is answer
 
@@ -327,6 +358,23 @@ def test_async_timeout_is_missing_and_errors_name_the_reward() -> None:
         composite.score(batch_of([1.0]))
 
 
+def test_a_reward_that_cancels_its_own_work_is_a_fault() -> None:
+    with (
+        Composite({"judge": entry(GivesUp), "other": entry(Slow)}) as composite,
+        pytest.raises(RewardError, match="reward 'judge': ascore failed: CancelledError"),
+    ):
+        composite.score(batch_of([1.0]))
+
+
+def test_work_that_a_fault_leaves_behind_lets_go_before_the_loop_ends() -> None:
+    Held.held.clear()
+    with Composite({"waits": entry(Held), "faulty": entry(Answering, options={"answer": None})}) as composite:
+        while not Held.held:
+            with pytest.raises(RewardError, match="reward 'faulty'"):
+                composite.score(batch_of([1.0]))
+    assert Held.held.count("given back") == Held.held.count("taken")
+
+
 def test_devices_and_remote_rewards_score_beside_each_other() -> None:
     """Three that wait for each other, on two devices and a server: one after the other they would never end."""
     Meeting.place = threading.Barrier(3, timeout=5.0)
@@ -394,6 +442,26 @@ def test_failed_load_unloads_the_others(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RewardError, match="reward 'b': load failed: MemoryError: full"):
         composite.load()
     assert unloaded == ["a", "b"]
+
+
+def test_one_that_cannot_be_unloaded_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    composite = Composite({"a": entry(Scripted), "b": entry(Scripted), "slow": entry(Slow)})
+    unloaded: list[str] = []
+
+    def fail(*_: str) -> None:
+        raise OSError("busy")
+
+    monkeypatch.setattr(composite.rewards["a"], "unload", fail, raising=False)
+    monkeypatch.setattr(composite.rewards["b"], "unload", lambda: unloaded.append("b"), raising=False)
+    before = threading.active_count()
+    composite.load()
+    with pytest.raises(RewardError, match="reward 'a': unload failed: OSError: busy"):
+        composite.unload()
+    assert unloaded == ["b"]
+    assert threading.active_count() == before, "the event loop has ended"
+    monkeypatch.setattr(composite.rewards["b"], "load", fail, raising=False)
+    with pytest.raises(RewardError, match="reward 'b': load failed: OSError: busy"):
+        composite.load()
 
 
 def test_a_batch_has_equal_columns() -> None:

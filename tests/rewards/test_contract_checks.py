@@ -250,9 +250,34 @@ def test_params_are_called_options() -> None:
         RewardEntry.model_validate({"params": {"step": 2}})
 
 
-def test_unknown_probe() -> None:
-    with pytest.raises(RewardError, match=r"unknown probe 'blurr'; did you mean 'blur'\?"):
-        replace(SPEC, probes=frozenset({"blurr"}))
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"probes": frozenset({"blurr"})}, r"unknown probe 'blurr'; did you mean 'blur'\?"),
+        ({"needs": "prompt"}, "reward 'good': needs: expected a set such as {'prompt'}, found the text 'prompt'"),
+        ({"metadata": "style"}, "metadata: expected a set such as {'style'}"),
+        ({"range": (0.0, float("inf"))}, "range: expected None where there is no bound, found inf"),
+    ],
+)
+def test_specs_that_mean_something_else(declared: dict[str, Any], message: str) -> None:
+    with pytest.raises(RewardError, match=message):
+        replace(SPEC, **declared)
+
+
+def test_numpy_scores_are_scores() -> None:
+    class Numpy(Good):
+        def score(self, batch: RewardBatch) -> RewardOutput:
+            return RewardOutput(np.array(super().score(batch).scores))  # type: ignore[arg-type]
+
+    assert not {name for name, result in outcomes(Numpy).items() if result.outcome in ("broken", "blocked")}
+
+
+def test_findings_of_several_lines_are_one() -> None:
+    class Talkative(Good):
+        def score(self, batch: RewardBatch) -> RewardOutput:
+            raise RuntimeError("sizes of tensors\n\tdo not match")
+
+    assert "RuntimeError: sizes of tensors do not match (" in str(outcomes(Talkative)["length"].problem)
 
 
 def test_each_rule_is_a_pytest_test(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from judge_server_stub import ANSWER_FAULTS, JudgeStub, in_turn, scores
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import RewardEntry, RewardError
 from mentor_rewards.judge_cache import JudgeCache, cache_key
+from mentor_rewards.judge_client import JudgeClient
 from mentor_rewards.judge_prompts import SUBJECT, TEXT_TO_IMAGE
 from mentor_rewards.judge_request import JudgeRequest, JudgeSampling, Picture
+from mentor_rewards.judge_server import ServeOptions
 from mentor_rewards.testing import sample_batch
 from PIL import Image
 
@@ -51,6 +54,25 @@ def test_only_answers_that_hold_are_kept(tmp_path: Path) -> None:
         assert judged(stub, tmp_path / "answers.db")[0] == [None] * 4
         stub.script = in_turn(scores())
         assert judged(stub, tmp_path / "answers.db") == ([3.0] * 4, [1] * 4)
+
+
+def test_an_answer_that_holds_no_longer_is_asked_for_anew(tmp_path: Path) -> None:
+    with JudgeStub(in_turn(scores())) as stub:
+        judged(stub, tmp_path / "answers.db")
+        with sqlite3.connect(tmp_path / "answers.db") as file:
+            file.execute("UPDATE answers SET text = 'of another version'")
+        file.close()
+        assert judged(stub, tmp_path / "answers.db") == ([3.0] * 4, [1] * 4)
+
+
+def test_what_is_known_of_a_judge_is_part_of_its_name() -> None:
+    plain = ServeOptions(port=8001, log=Path("elsewhere.log"), start_timeout=1.0)
+    changes = {"model": "weights"}, {"max_pixels": 10_000}, {"min_pixels": 10}, {"arguments": ("--quantization", "fp8")}
+    known = [plain.answers_by, *(plain.model_copy(update=change).answers_by for change in changes)]
+    judges = {JudgeClient("http://127.0.0.1:1/v1", "judge", served=served).identity for served in known}
+    assert len(judges) == 5
+    assert plain.answers_by == ServeOptions().answers_by == ""
+    assert JudgeClient("http://127.0.0.1:1/v1", "judge").identity == "judge"
 
 
 def test_every_difference_makes_another_key() -> None:

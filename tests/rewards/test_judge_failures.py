@@ -83,6 +83,24 @@ def test_lasting_transport_faults_end_without_a_score(name: str) -> None:
     assert len(bodies) == 3
 
 
+def test_a_time_out_is_of_the_whole_answer() -> None:
+    """A server, or a proxy before it, that sends a byte now and then would never run into httpx's own."""
+    start = time.perf_counter()
+    found, bodies = judged(in_turn(Reply(says(json.dumps(GOOD)).body, drip=0.05)), timeout=0.3, retries=1)
+    assert "within 0.3 s (2 tries)" in str(found.reasons["judge"][0])
+    assert len(bodies) == 2
+    assert time.perf_counter() - start < 5.0
+
+
+def test_no_proxy_stands_before_the_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    found, _ = judged(in_turn(scores()))
+    assert found.raw["judge"] == [3.0]
+
+
 def test_a_server_that_goes_away() -> None:
     with JudgeStub(in_turn(scores())) as stub:
         url = stub.url

@@ -76,8 +76,18 @@ def test_raw_control_characters_and_grammar_digits_are_fine() -> None:
 @pytest.mark.parametrize("name", ANSWER_FAULTS)
 def test_anything_outside_of_the_schema_is_rejected(name: str) -> None:
     choice = json.loads(ANSWER_FAULTS[name].body)["choices"][0]
+    rejected(choice["message"]["content"], choice["finish_reason"])
+
+
+@pytest.mark.parametrize("text", ['{"A": 1, "key\\n%s": 2}', '{"key\\n%s": 1, "key\\n%s": 2}'], ids=["one", "doubled"])
+def test_keys_of_a_whole_page_are_quoted_in_part(text: str) -> None:
+    rejected(text.replace("%s", "x" * 5000), "stop")
+
+
+def rejected(text: str, finish_reason: str) -> None:
+    """With one line that can be read."""
     with pytest.raises(InvalidAnswer) as caught:
-        parse_answer(choice["message"]["content"], choice["finish_reason"], TEXT_TO_IMAGE)
+        parse_answer(text, finish_reason, TEXT_TO_IMAGE)
     assert len(str(caught.value)) < 300
     assert "\n" not in str(caught.value)
 

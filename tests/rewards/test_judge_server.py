@@ -87,6 +87,7 @@ def test_a_reward_launches_shares_and_stops_its_server(tmp_path: Path) -> None:
     serve = {**chosen.model_dump(mode="json"), "model": "weights"}
     entry = RewardEntry(use="qwen_vl_t2i", options={"serve": serve, "model": "judge"})
     with Composite({"one": entry, "two": entry}) as composite:
+        assert composite.rewards["one"]._judge.identity == 'judge {"model": "weights"}'  # type: ignore[union-attr]
         found = composite.score(sample_batch(count=3))
         assert found.raw["one"] == found.raw["two"] == [3.0] * 3
         log = (tmp_path / "server.log").read_text().splitlines()

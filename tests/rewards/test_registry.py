@@ -43,6 +43,17 @@ class NotAwaited(Reward):
 
 class NoSpec(Reward):
     def score(self, batch): ...
+
+class Refuses(Reward):
+    spec = RewardSpec(name="refuses", version="1")
+    def __init__(self, gain: float = 1.0):
+        raise ValueError("gain has\\n  to be odd")
+    def score(self, batch): ...
+
+class Half(Reward):
+    spec = RewardSpec(name="half", version="1")
+    def __init__(self, scale: "Decimal" = None): ...
+    def score(self, batch): ...
 '''
 
 
@@ -50,6 +61,8 @@ class NoSpec(Reward):
 def recipe_folder(tmp_path: Path) -> Path:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "two_files.py").write_text("from broken_in_two import Table\n")
+    (tmp_path / "broken_in_two.py").write_text("")
     (tmp_path / "table.txt").write_text("")
     return tmp_path
 
@@ -167,7 +180,8 @@ def test_dotted_module() -> None:
         ("plugin.py:NoUnload", {}, "NoUnload is not a Reward, it has no 'unload'"),
         ("plugin.py:NotAwaited", {}, "'ascore' is a plain function"),
         ("plugin.py:NoSpec", {}, "NoSpec has no member 'spec'"),
-        ("broken.py:X", {}, "fails on import: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("broken.py:X", {}, "fails on import: ModuleNotFoundError: No module named 'nothing_of_this_name'$"),
+        ("two_files.py:X", {}, "No module named 'broken_in_two'; a plugin file is imported alone"),
         ("no_such_package.module:X", {}, "cannot import no_such_package.module"),
         ("plugin.py:Brightness", {}, "missing option 'gain'; options: gain, mode, table"),
         ("plugin.py:Brightness", {"gian": 1}, "unknown option 'gian'; did you mean 'gain'?"),
@@ -179,6 +193,8 @@ def test_dotted_module() -> None:
             "option 'table': no such file or folder: .*tabel.txt",
         ),
         ("jpeg_size", {"quality": 200}, "option 'quality': Input should be less than or equal to 95, found 200"),
+        ("plugin.py:Refuses", {"gain": 2}, "Refuses cannot be built: ValueError: gain has to be odd$"),
+        ("plugin.py:Half", {}, r"cannot read the annotations of Half.__init__, .*: NameError: name 'Decimal' is not"),
     ],
 )
 def test_errors_are_one_helpful_line(recipe_folder: Path, use: str, options: dict, message: str) -> None:

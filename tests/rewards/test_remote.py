@@ -153,6 +153,7 @@ def test_it_keeps_the_contract_and_takes_the_servers_spec() -> None:
             lambda request: (200, good(request)[1].replace(b"0.5", b"1e999")),
             "answer: results.0.score",
         ),
+        (lambda request: (200, good(request)[1].replace(b"0.5", b"9" * 400)), "answer: results.0.score"),
         (lambda request: (200, good(request)[1].replace(b"0.5", b'"0.5"')), "answer: results.0.score"),
         (lambda request: (200, good(request)[1].replace(b"0.5", b"true")), "answer: results.0.score"),
         (lambda request: good(request, reward="other"), "answer: expected scores of 'counting', found 'other'"),
@@ -161,6 +162,7 @@ def test_it_keeps_the_contract_and_takes_the_servers_spec() -> None:
             lambda request: (500, b'{"error": "reward \'counting\': out of memory"}'),
             "500: reward 'counting': out of mem",
         ),
+        (lambda request: (500, b'{"error": "in\\ntwo lines"}'), "500: in two lines"),
         (lambda request: (503, b"upstream is away"), "503: upstream is away"),
         (lambda request: lambda handler: handler.reply(200, b"{}", 500), "RemoteProtocolError"),  # type: ignore[attr-defined]
         (lambda request: lambda handler: time.sleep(0.6), "no answer within 0.3 s"),

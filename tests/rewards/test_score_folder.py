@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from mentor_rewards.__main__ import main
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardEntry
+from mentor_rewards.contract import RewardEntry, RewardError
 from mentor_rewards.score_folder import score_folder
 from mentor_rewards.testing import sample_batch
 
@@ -46,8 +46,9 @@ def table(file: Path) -> list[dict[str, str]]:
 
 
 def test_folders_that_cannot_be_written_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*SCORE, "--images", folder, "--out", folder / "none" / "scores.csv") == 2
-    assert capsys.readouterr().err == f"error: {folder / 'none' / 'scores.csv.json'}: no such file or directory\n"
+    out = folder / "none" / "scores.csv"
+    assert run(*SCORE, "--images", folder, "--out", out) == 2
+    assert capsys.readouterr().err == f"error: {out}: expected a folder at {out.parent}, found none\n"
     assert run("new", "contrast", "--out", folder / "0.png" / "contrast") == 2
     assert "0.png" in capsys.readouterr().err
 
@@ -119,6 +120,39 @@ def test_every_cut_of_the_table_is_gone_on_with(folder: Path) -> None:
             assert {**one, "seconds": 0} == pytest.approx({**two, "seconds": 0}, nan_ok=True)
 
 
+def test_prompts_with_carriage_returns_go_on(folder: Path) -> None:
+    """Python's csv would leave them unquoted, and read two rows back."""
+    prompts = ["a\rb", "c\r\nd", "\r", 'e"\r']
+    rows = [{**row, "prompt": prompt} for row, prompt in zip(ROWS, prompts, strict=True)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = folder / "scores.csv"
+    with Composite({"jpeg_size": RewardEntry(role="monitor")}) as composite:
+        score_folder(composite, folder, out=out)
+        assert [row["prompt"] for row in table(out)] == prompts
+        assert score_folder(composite, folder, out=out).resumed == 4
+
+
+def test_a_task_that_an_entry_does_not_name_is_no_failure(folder: Path) -> None:
+    rows = [
+        {**row, "metadata": {"task": task}} for row, task in zip(ROWS, ("t2i", "t2i", "subject", "t2i"), strict=True)
+    ]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    entry = RewardEntry(role="monitor", tasks=("subject",))
+    with Composite({"jpeg_size": entry}) as composite:
+        stats = score_folder(composite, folder, out=folder / "scores.csv").statistics["jpeg_size"]
+    assert (stats.failed, stats.missing) == (0, pytest.approx(3 / 4))
+
+
+def test_a_check_takes_facts_beside_pictures_of_ones_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check = ("check", "colour_match", "--rule", "numbers", "--fact", "background=red")
+    (folder / "prompts.jsonl").unlink()
+    assert run(*check, "--images", folder) == 0
+    assert run(*check[:-2], "--images", folder) == 2
+    assert "needs metadata.background, found none" in capsys.readouterr().err
+    assert run(*check, "--prompts", folder / "p.csv") == 2
+    assert "error: --prompts: expected --images DIR beside it" in capsys.readouterr().err
+
+
 def test_a_killed_parquet_goes_on(folder: Path) -> None:
     out = folder / "scores.parquet"
 
@@ -175,6 +209,9 @@ def test_tables_of_other_rewards_or_rows_are_refused(folder: Path, capsys: pytes
     before = "name,age\nx,1\n"
     out.write_text(before)
     assert "expected columns row,file,prompt,jpeg_size" in refused("jpeg_size")
+    out.write_bytes((folder / "0.png").read_bytes() + b"\n")
+    with pytest.raises(RewardError, match=r"scores\.csv: expected a table of scores, found another file"):
+        score_folder(Composite({"jpeg_size": RewardEntry(role="monitor")}), folder, out=out)
 
 
 def test_without_listing_all_pictures_are_scored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,21 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+import torch
 from mentor_rewards.composite import Composite
 from mentor_rewards.contract import Reward, RewardBatch, RewardEntry, RewardError, RewardOutput, RewardSpec
 from mentor_rewards.micro_batching import Batching, merge, split
 from mentor_rewards.server import Settings, read_entries, serve_recipe, serving
 from mentor_rewards.testing import sample_batch
-from mentor_rewards.wire import Limits, WireFault, batch_of, decode_answer, decode_request, encode_request
+from mentor_rewards.wire import (
+    Limits,
+    WireFault,
+    batch_of,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
 from PIL import Image
 
 HERE = __name__
@@ -143,6 +152,17 @@ def test_metadata_that_json_would_change_is_refused(facts: dict[str, Any], line:
 def test_pictures_that_png_would_change_are_refused() -> None:
     with pytest.raises(RewardError, match=r"sample 0: expected a picture of mode RGB, .* found CMYK"):
         encode_request("x", replace(reds(1), images=[Image.new("CMYK", (2, 2))]), 0)
+
+
+def test_details_become_json() -> None:
+    request = decode_request(encode_request("x", reds(1), 0)[0])
+    details = {"box": [np.arange(4.0)], "tensor": [torch.tensor([[1, 2]])], "n": [np.float32(0.5)], "no": [np.nan]}
+    answer = json.loads(encode_answer(request, RewardOutput([2], details=details), "f"))
+    assert answer["details"] == {"box": [[0.0, 1.0, 2.0, 3.0]], "tensor": [[[1, 2]]], "n": [0.5], "no": [None]}
+    found, _ = decode_answer(json.dumps(answer).encode(), "x", [sample.id for sample in request.samples])
+    assert found.scores == [2.0]
+    with pytest.raises(RewardError, match=r"details\.seen: expected JSON, found PosixPath"):
+        encode_answer(request, RewardOutput([1.0], details={"seen": [Path()]}), "f")
 
 
 # ------------------------------------------------------------------------------------------------------------ scores
