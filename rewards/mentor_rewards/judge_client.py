@@ -73,7 +73,7 @@ class JudgeClient:
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self._find_model = find_model
         self._options: dict[str, Any] = {"base_url": url, "api_key": api_key, "timeout": timeout, "max_retries": 0}
-        self._proxies = {"trust_env": not is_loopback(urlsplit(url).hostname or "")}  # none leads to the own machine
+        self._proxies = not is_loopback(urlsplit(url).hostname or "")  # none leads to the own machine
         self._session: tuple[asyncio.AbstractEventLoop, AsyncOpenAI, asyncio.Semaphore] | None = None
 
     def check_server(self) -> None:
@@ -87,7 +87,8 @@ class JudgeClient:
         openai = self._openai
         offered: list[str] = []
         try:
-            with openai.OpenAI(**self._options, http_client=openai.DefaultHttpxClient(**self._proxies)) as client:
+            http = openai.DefaultHttpxClient(trust_env=self._proxies)
+            with openai.OpenAI(**self._options, http_client=http) as client:
                 offered = _listed(client) if self._find_model == "list" else []
                 if not offered:
                     self._ask_a_word(client)
@@ -180,7 +181,7 @@ class JudgeClient:
         """Client and slots of the running loop: connections cannot move to another one."""
         loop = asyncio.get_running_loop()
         if self._session is None or self._session[0] is not loop:
-            http = self._openai.DefaultAsyncHttpxClient(**self._proxies)
+            http = self._openai.DefaultAsyncHttpxClient(trust_env=self._proxies)
             client = self._openai.AsyncOpenAI(**self._options, http_client=http)
             self._session = (loop, client, asyncio.Semaphore(self.concurrency))
         return self._session[1], self._session[2]

@@ -91,8 +91,7 @@ class ScoreTable:
         picture = self._pictures[row]
         cells: list[Any] = [row, picture.file, picture.prompt]
         for name in self.raw:
-            score = self.raw[name][row]
-            cells += ["" if score is None else repr(float(score)), self.reasons[name][row] or ""]
+            cells += [self.raw[name][row], self.reasons[name][row]]
         return cells
 
     def _write(self, rows: Sequence[Sequence[Any]]) -> None:
@@ -124,11 +123,9 @@ class ScoreTable:
         try:
             rows = list(csv.reader(io.StringIO(whole.decode("utf-8"), newline="")))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise RewardError(
-                f"{file}: expected a table of scores, found another file; choose another --out"
-            ) from error
+            raise _another_file(file) from error
         if not rows and content and not ",".join(self._header).encode().startswith(content.strip()):
-            raise RewardError(f"{file}: expected a table of scores, found another file; choose another --out")
+            raise _another_file(file)
         for number, cells in enumerate(rows):
             self._take(cells, number, f"{file}:{number + 1}")
         self._has_header = bool(rows)
@@ -179,6 +176,10 @@ class ScoreTable:
         temporary.replace(out)
 
 
+def _another_file(file: Path) -> RewardError:
+    return RewardError(f"{file}: expected a table of scores, found another file; choose another --out")
+
+
 def _journal(out: Path | None) -> Path:
     """The CSV that grows while the pictures are scored."""
     assert out is not None
@@ -187,7 +188,7 @@ def _journal(out: Path | None) -> Path:
 
 def _csv_row(cells: Sequence[Any]) -> str:
     """A line of the table. Python's csv, told to end lines with a line feed, leaves a carriage return unquoted."""
-    texts = [str(cell) for cell in cells]
+    texts = ["" if cell is None else repr(float(cell)) if isinstance(cell, float) else str(cell) for cell in cells]
     quoted = ['"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text for text in texts]
     return ",".join(quoted) + "\n"
 
@@ -210,7 +211,5 @@ def _parquet_as_csv(file: Path) -> str:
     try:
         table = pyarrow.parquet.read_table(file)
     except pyarrow.ArrowInvalid as error:
-        raise RewardError(f"{file}: expected a table of scores, found another file; choose another --out") from error
-    rows = [["" if v is None else repr(v) if isinstance(v, float) else v for v in row.values()]
-            for row in table.to_pylist()]  # fmt: skip
-    return "".join(map(_csv_row, [table.column_names, *rows]))
+        raise _another_file(file) from error
+    return "".join(map(_csv_row, [table.column_names, *(list(row.values()) for row in table.to_pylist())]))
