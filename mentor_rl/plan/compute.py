@@ -6,8 +6,9 @@ dense, so all keys count). Rows are prefix slots and image inputs (decoder), slo
 
 Backward: for products with weights one forward's worth for the inputs' gradients, and one more where the weights are
 trained; for attention two and a half (fused kernels compute the scores again). Parts that no gradient reaches run
-forward only. Checkpointing adds one forward of the blocks that gradients reach. Norms, activations, embeddings and
-softmaxes are left out, and adapters' own products: they cost time, which ``--utilisation`` stands for, but few FLOPs.
+forward only. Checkpointing adds one forward of the blocks that gradients reach, logits of more than one chunk
+(``CHUNK_ROWS``) one of the head. Norms, activations, embeddings and softmaxes are left out, and adapters' own products:
+they cost time, which ``--utilisation`` stands for, but few FLOPs.
 """
 
 from __future__ import annotations
@@ -106,8 +107,15 @@ def decoder_cost(config: MentorConfig, call: Pass, cached: bool) -> Cost:
     return Cost(blocks + caption + _tables(config), attention, blocks + attention)
 
 
-def update_flops(facts: PolicyFacts, call: Pass, checkpointing: bool, with_encoder: bool) -> dict[str, float]:
-    """Forward, backward and recomputation of a training pass. Without the encoder its prefixes are at hand already."""
+def update_flops(
+    facts: PolicyFacts, call: Pass, checkpointing: bool, with_encoder: bool, micro: float | None = None
+) -> dict[str, float]:
+    """Forward, backward and recomputation of a training pass, or of all passes of a step.
+
+    Args:
+        with_encoder: without it the prefixes are at hand already.
+        micro: images of one pass, which decide whether its logits come in chunks; default: all of ``call``.
+    """
     parts = part_costs(facts, call)
     if not with_encoder:
         parts = {name: cost for name, cost in parts.items() if name in ("decoder", "head")}
@@ -117,7 +125,7 @@ def update_flops(facts: PolicyFacts, call: Pass, checkpointing: bool, with_encod
         if gradient_reaches(facts.train, owner):
             backward += cost.backward(owner in facts.train.parts and facts.train.lora is None)
             recomputed += cost.blocks if checkpointing else 0.0
-    if call.images * facts.config.image_tokens > CHUNK_ROWS:
+    if (call.images if micro is None else micro) * facts.config.image_tokens > CHUNK_ROWS:
         recomputed += parts["head"].forward
     return {"forward": sum(cost.forward for cost in parts.values()), "backward": backward, "recompute": recomputed}
 

@@ -92,7 +92,7 @@ def grpo_step(recipe: GrpoRecipe, facts: PolicyFacts, machine: Machine, checkpoi
             add(flops, {"reference": once * reference})
         if algorithm.inner_iterations > 1 or algorithm.importance is not None:
             add(flops, {"old log-probs": once * scoring_flops(facts, scored, calls.encoder)})
-        add(flops, update_flops(facts, scored, checkpointing, calls.encoder))
+        add(flops, update_flops(facts, scored, checkpointing, calls.encoder, calls.micro))
     seconds = {phase: machine.seconds(number, precision) for phase, number in flops.items()}
     moved = once * decoding_bytes(facts, calls, precision) / (1e9 * machine.card.bandwidth * BANDWIDTH_SHARE)
     seconds["rollout"] = max(seconds["rollout"], moved)

@@ -21,7 +21,7 @@ def sft_step(recipe: SftRecipe, facts: PolicyFacts, machine: Machine, checkpoint
     shapes = prompt_shapes(recipe.stage.mixture.weights, facts.config, machine.text_tokens)
     flops = {"targets": float(batch * facts.encode_flops)}
     for shape in shapes:
-        add(flops, update_flops(facts, shape.call(batch, batch), checkpointing, with_encoder=True))
+        add(flops, update_flops(facts, shape.call(batch, batch), checkpointing, with_encoder=True, micro=micro))
     call = longest(shapes).call(micro, micro)
     work = {
         saving: Work(

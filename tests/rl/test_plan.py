@@ -247,6 +247,18 @@ def test_flops_are_those_that_torch_counts(plan: str) -> None:
     assert found["recompute"] == 0
 
 
+def test_a_head_is_computed_again_where_one_pass_has_several_chunks() -> None:
+    """64 tokens a picture, 4,096 rows a chunk: 64 pictures are one chunk, 65 two. Each pass counts by itself."""
+    config = config_of()
+    facts = facts_of(config, TrainedParts())
+    head = 2 * config.hidden_size * config.vocab_size * config.image_tokens
+
+    def again(images: int, micro: int | None = None) -> float:
+        return update_flops(facts, Pass(1, 80, 1, images), False, with_encoder=False, micro=micro)["recompute"]
+
+    assert [again(64), again(65), again(640, 64), again(640, 65)] == [0, 65 * head, 0, 640 * head]
+
+
 def test_checkpointing_computes_the_blocks_again() -> None:
     facts = facts_of(MentorConfig.of_size("XL"), TrainedParts(text_encoder=True))
     call = Pass(1, 320, 1, 1)
@@ -356,6 +368,8 @@ def test_json_adds_up(plan: Any) -> None:
     assert 1.8 < guided["memory"][0]["kv_cache"] / plain["memory"][0]["kv_cache"] <= 2
     assert plain["memory"][0]["reference"] == 0
     assert "reference" not in plain["step"]["flops"]
+    many = json.loads(plan("grpo.yaml", "model.size=tiny", "--json", "algorithm.prompts_per_step=32")[1])
+    assert many["step"]["flops"]["recompute"] == 0  # 16,384 rows a step, 2,048 on each GPU
 
 
 def test_a_folder_is_planned_from_its_config_alone(plan: Any, random_policy: Path, tmp_path: Path) -> None:
