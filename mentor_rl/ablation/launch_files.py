@@ -2,6 +2,7 @@
 
     DIR/lanes/000_full_seed0.sh    its jobs, one after the other, through accelerate
     DIR/local.sh                   all lanes, one at a time on each GPU of this machine
+                                   (an accelerate configuration of several processes: on each so many GPUs)
     DIR/slurm.sh                   submits DIR/wave_0.sbatch and so on: arrays, each after the one before
     DIR/wave_0.txt                 the lanes of an array
 
@@ -16,6 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from mentor_base.errors import UserError
 from mentor_rl.ablation.jobs import BENCHMARK, Job, Plan
 from mentor_rl.recipe import GrpoRecipe, SftRecipe
 
@@ -59,7 +63,11 @@ def write_launch_files(plan: Plan, folder: Path, launch: Path | None) -> list[Pa
     Args:
         launch: an accelerate configuration (recipes/launch/) that training runs under, for arms on several GPUs;
             default: one process.
+
+    Raises:
+        UserError: a ``launch`` that does not say how many processes there are.
     """
+    gpus = 1 if launch is None else processes_of(launch)
     (folder / "lanes").mkdir(parents=True, exist_ok=True)
     waves: dict[int, list[Path]] = {}
     for number, lane in enumerate(lanes_of(plan)):
@@ -68,10 +76,26 @@ def write_launch_files(plan: Plan, folder: Path, launch: Path | None) -> list[Pa
         waves.setdefault(lane.wave, []).append(file)
     for wave, files in waves.items():
         (folder / f"wave_{wave}.txt").write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
-        _write(folder / f"wave_{wave}.sbatch", _array(plan, folder, wave, len(files)))
-    _write(folder / "local.sh", _local(plan, folder, list(waves)))
+        _write(folder / f"wave_{wave}.sbatch", _array(plan, folder, wave, len(files), gpus))
+    _write(folder / "local.sh", _local(folder, list(waves), gpus))
     _write(folder / "slurm.sh", _submit(folder, list(waves)))
     return [folder / "local.sh", folder / "slurm.sh"]
+
+
+def processes_of(launch: Path) -> int:
+    """How many processes, and so GPUs, an accelerate configuration asks for.
+
+    Raises:
+        UserError: it does not say.
+    """
+    try:
+        held = yaml.safe_load(launch.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        held = None
+    count = held.get("num_processes") if isinstance(held, dict) else None
+    if not isinstance(count, int) or count < 1:
+        raise UserError(f"--launch {launch}: num_processes: expected a whole number above 0, found {count!r}")
+    return count
 
 
 def _command(job: Job, launch: Path | None) -> str:
@@ -83,11 +107,11 @@ def _command(job: Job, launch: Path | None) -> str:
     return shlex.join(["accelerate", "launch", *how, "-m", "mentor_rl", "train", str(job.file)])
 
 
-def _array(plan: Plan, folder: Path, wave: int, count: int) -> list[str]:
+def _array(plan: Plan, folder: Path, wave: int, count: int, gpus: int) -> list[str]:
     return [
         f"#SBATCH --job-name={plan.folder.name}-{wave}",
         f"#SBATCH --array=0-{count - 1}",
-        "#SBATCH --gres=gpu:1",
+        f"#SBATCH --gres=gpu:{gpus}",
         "#SBATCH --requeue",
         f"#SBATCH --output={folder}/%x_%a.log",
         "#SBATCH --open-mode=append",
@@ -104,13 +128,14 @@ def _submit(folder: Path, waves: list[int]) -> list[str]:
     return lines
 
 
-def _local(plan: Plan, folder: Path, waves: list[int]) -> list[str]:
-    """GPUs are handed out as tokens: a lane takes one from the pipe and puts it back."""
+def _local(folder: Path, waves: list[int], each: int) -> list[str]:
+    """GPUs are handed out as tokens, ``each`` of them together: a lane takes one from the pipe and puts it back."""
     lines = [
         "# usage: local.sh [NUMBER OF GPUS], default: all that nvidia-smi lists. Run it where `mentor ablate` was run.",
         "gpus=${1:-$(nvidia-smi --list-gpus | wc -l)}",
+        f'if ((gpus < {each})); then echo "expected {each} or more GPUs, found $gpus" >&2; exit 2; fi',
         'pipe=$(mktemp -u) && mkfifo "$pipe" && exec 9<>"$pipe" && rm "$pipe"',
-        "for ((gpu = 0; gpu < gpus; gpu++)); do echo $gpu >&9; done",
+        f"for ((gpu = 0; gpu + {each} <= gpus; gpu += {each})); do seq -s, $gpu $((gpu + {each} - 1)) >&9; done",
         "failed=$(mktemp)",
     ]
     for wave in waves:
@@ -122,10 +147,7 @@ def _local(plan: Plan, folder: Path, waves: list[int]) -> list[str]:
             f"done <{shlex.quote(f'{folder}/wave_{wave}.txt')}",
             "wait",
         ]
-    lines += [
-        'if [ -s "$failed" ]; then echo "failed:"; cat "$failed"; exit 1; fi',
-    ]
-    return lines
+    return [*lines, 'if [ -s "$failed" ]; then echo "failed:"; cat "$failed"; exit 1; fi']
 
 
 def _write(file: Path, lines: list[str]) -> None:

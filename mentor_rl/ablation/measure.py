@@ -7,7 +7,7 @@ prompts after the last step of the last GRPO stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +37,7 @@ def outcome_of(plan: Plan) -> Outcome:
     benchmark = {key: scores for key, result in results.items() if (scores := _scores(result)) is not None}
     rewards = {key: fixed_scores(job.folder)[1] for key, job in _tuned(plan).items() if job.finished}
     first = _tuned(plan).get((plan.reference, plan.recipe.seeds[0]))
-    if plan.recipe.untuned and first is not None and first.finished:
+    if plan.recipe.untuned and first is not None and first.finished and not first.after:  # its step 0 is the start
         rewards[UNTUNED, plan.recipe.seeds[0]] = fixed_scores(first.folder, step=0)[1]
     panels = {BENCHMARK: _of_arms(plan, benchmark), REWARDS: _of_arms(plan, rewards)}
     changes = {arm.name: arm for arm in plan.arms}
@@ -48,7 +48,7 @@ def outcome_of(plan: Plan) -> Outcome:
         folders = _folders(plan, name, benchmark=False), _folders(plan, name, benchmark=True)
         arms[name] = ArmOutcome(_changes(changes.get(name)), _trained(plan, name), seeds, cells, *folders)
     missing = tuple(job.name for job in plan.jobs.values() if not job.finished)
-    facts = _facts(plan, next(iter(results.values()), None))
+    facts = _facts(plan, list(results.values()))
     return Outcome(plan.folder.name, plan.recipe.about, plan.reference, plan.recipe.seeds, arms, missing, facts)
 
 
@@ -136,9 +136,12 @@ def _changes(arm: Arm | None) -> dict[str, Any]:
     return {} if arm is None else dict(arm.changes)
 
 
-def _facts(plan: Plan, result: Result | None) -> dict[str, Any]:
-    if result is None:
+def _facts(plan: Plan, results: Sequence[Result]) -> dict[str, Any]:
+    if not results:
         return {}
-    found = {"benchmark": result.benchmark, "judge": result.judge, "stand_in": result.stand_in}
-    found |= {"pictures": result.coverage.get("items"), "published": plan.recipe.published}
-    return {**found, "sampling seeds": ", ".join(map(str, result.seeds))} if plan.recipe.stages else found
+    first = results[0]
+    found = {"benchmark": first.benchmark, "judge": first.judge, "stand_in": first.stand_in}
+    found |= {"pictures": first.coverage.get("items"), "published": plan.recipe.published}
+    gaps = (each.coverage.get("items", 0) - each.coverage.get("scored", 0) for each in results)
+    found |= {"pictures without a score": sum(gaps) or None}
+    return {**found, "sampling seeds": ", ".join(map(str, first.seeds))} if plan.recipe.stages else found

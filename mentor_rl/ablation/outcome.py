@@ -134,7 +134,8 @@ class Outcome:
         """How the numbers were taken, and how they are to be read."""
         seeds = f"seed{'s' * (len(self.seeds) > 1)} {', '.join(map(str, self.seeds))}"
         told = self.measured()
-        spread = "Student's t over seeds" if len(self.seeds) > 1 else "bootstrap over items"
+        several = "Student's t over seeds, for an arm with a single one the bootstrap over items"
+        spread = several if len(self.seeds) > 1 else "bootstrap over items"
         return (
             f"{seeds[0].upper()}{seeds[1:]}; {told}. Intervals of values: 95 %, {spread}. Changes are paired: [ ] over "
             "items (bootstrap, seeds averaged first), then ( ) over seeds. A change is up or down where every interval "
@@ -162,6 +163,7 @@ class Outcome:
             f"measured by {measured}, theirs by {DREAMBENCH_PLUS}": measured != DREAMBENCH_PLUS,
             f"judged by a stand-in ({self.facts.get('judge')})": self.facts.get("stand_in"),
             f"not all {PICTURES} items were measured": not whole,
+            "not all pictures were scored": self.facts.get("pictures without a score"),
             "not all runs are finished": self.missing,
         }
         if why := next((reason for reason, holds in reasons.items() if holds), None):
@@ -227,10 +229,16 @@ def change_lines(cell: Cell | None) -> list[str]:
     """The change with the verdict, then each interval; nothing where there is no change."""
     if cell is None or cell.change is None:
         return []
-    lines = [f"{cell.change[0]:+.3f} {cell.verdict}", f"[{cell.change[1]:+.3f}, {cell.change[2]:+.3f}]"]
+    value, *bounds = map(_signed, cell.change)
+    lines = [f"{value} {cell.verdict}", f"[{', '.join(bounds)}]"]
     if cell.over_seeds is not None:
-        lines.append(f"({cell.over_seeds[1]:+.3f}, {cell.over_seeds[2]:+.3f})")
+        lines.append(f"({', '.join(map(_signed, cell.over_seeds[1:]))})")
     return lines
+
+
+def _signed(value: float | None) -> str:
+    """With its sign; a dash for a bound that does not exist (JSON's null)."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:+.3f}"
 
 
 def _arm(held: Mapping[str, Any]) -> ArmOutcome:

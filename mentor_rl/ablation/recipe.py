@@ -74,8 +74,10 @@ class AblateRecipe(Common):
             raise ValueError("stages.benchmark: this name belongs to the benchmark; choose another one")
         if self.untuned and not self.stages:
             raise ValueError("untuned: expected stages that tune something, found none")
-        if self.published is not None and self.published not in (known := published_tables()):
-            raise ValueError(f"published: unknown table '{self.published}'; {nearest(self.published, known)}")
+        if self.published is not None:
+            known = [name for name, table in published_tables().items() if table.of_ablation]
+            if self.published not in known:
+                raise ValueError(f"published: unknown table '{self.published}'; {nearest(self.published, known)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different ones, found {list(self.seeds)}")
         return self

@@ -15,15 +15,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.runlog import MARKER
 from mentor_rl.ablation.jobs import Job, Plan
+from mentor_rl.commands.evaluate import PASSING
 from mentor_rl.commands.train import open_run, recipe_text, say
 
 PROGRAM = (sys.executable, "-m", "mentor_rl")
@@ -140,7 +141,11 @@ class Runner:
             each.process.terminate()
         until = time.monotonic() + STOP_SECONDS
         for each in self.running:
-            each.process.wait(max(0.0, until - time.monotonic()))
+            try:
+                each.process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                each.process.kill()
+                say(f"{each.job.name}: killed, since it had not stopped within {STOP_SECONDS:.0f} s")
 
 
 class Times:
@@ -155,12 +160,19 @@ class Times:
 
     def of_step(self, step: str) -> tuple[float | None, bool]:
         """(seconds, whether they were measured here rather than given in the recipe)."""
-        lines = self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []
-        taken = [line["seconds"] for line in map(json.loads, lines) if line["step"] == step]
+        taken = [line["seconds"] for line in self._lines() if line["step"] == step]
         if taken:
             return sum(taken) / len(taken), True
         steps = {**self.plan.recipe.stages, "benchmark": self.plan.recipe.benchmark}
         return steps[step].seconds, False
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """All that can be read: one that a kill cut short is left out."""
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else ():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
 
     def left(self, parallel: int) -> float | None:
         """Seconds for all that is not finished; None where a step's time is not known."""
@@ -177,7 +189,7 @@ def write_job_files(plan: Plan) -> None:
     for job in plan.jobs.values():
         job.folder.parent.mkdir(parents=True, exist_ok=True)
         if (job.folder / MARKER).exists():
-            open_run(job.recipe)
+            open_run(job.recipe, PASSING if job.command == "evaluate" else ())
         text = recipe_text(job.recipe)
         if not job.file.exists() or job.file.read_text(encoding="utf-8") != text:
             job.file.write_text(text, encoding="utf-8")

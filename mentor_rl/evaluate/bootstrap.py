@@ -1,6 +1,7 @@
 """Percentile bootstrap over items: how far a benchmark's mean would move with other items (Efron, 1979).
 
-The item is the unit: its sampling seeds are averaged first, because pictures of one prompt are not independent.
+The item is the unit: its sampling seeds are averaged first, because pictures of one prompt are not independent. A
+single item says nothing of others: its intervals are NaN.
 
 Shapes: I items, S sampling seeds, B resamples, M metrics.
 """
@@ -21,6 +22,8 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 def resampled_means(values_IM: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Means of ``resamples`` draws of I items with replacement -> [B, M]. The same draw for all columns."""
     items = len(values_IM)
+    if items == 1:
+        return np.full((resamples, values_IM.shape[1]), np.nan)
     counts_BI = np.random.default_rng(seed).multinomial(items, np.full(items, 1.0 / items), size=resamples)
     return counts_BI @ values_IM / items
 
@@ -32,7 +35,7 @@ def interval(samples_B: np.ndarray, level: float = LEVEL) -> tuple[float, float]
 
 
 def estimate(values_IM: np.ndarray, statistic: Statistic, resamples: int = RESAMPLES, seed: int = SEED) -> list[float]:
-    """[value, low, high] of a statistic of column means, e.g. ``lambda m: m[..., 0] * m[..., 1]``."""
+    """[value, low, high] of a statistic of column means, e.g. ``lambda m: m[..., 0] * m[..., 1]``; I > 0."""
     low, high = interval(statistic(resampled_means(values_IM, resamples, seed)))
     return [float(statistic(values_IM.mean(axis=0))), low, high]
 

@@ -135,7 +135,7 @@ def _together(parts: Mapping[str, Scores]) -> Scores:
 def _one_split(part: Mapping[str, Sequence[Any]]) -> Scores:
     columns = {}
     for name, values in part.items():
-        if name != "item" and all(value is None or isinstance(value, (int, float)) for value in values):
+        if name not in ("item", "seed") and all(value is None or isinstance(value, (int, float)) for value in values):
             numbers = np.array([math.nan if value is None else float(value) for value in values])
             columns[OWN_PRODUCT if name == PRODUCT else name] = numbers
     count = len(next(iter(part.values()), ()))
@@ -218,11 +218,13 @@ def verdict(items: Sequence[float] | None, seeds: Sequence[float] | None = None)
     """What a change's interval over items, and over training seeds where there are several, lets one say.
 
     "up" and "down": every interval that there is leaves zero out. "within noise": that over items does not.
-    "up, seeds differ": the items agree, the seeds do not.
+    "up, seeds differ": the items agree, the seeds do not. "no interval": a single item, which says nothing of others.
     """
     if items is None:
         return "no items to compare"
-    if items[1] <= 0.0 <= items[2] or not math.isfinite(items[0]):
+    if not all(map(math.isfinite, items)):
+        return "no interval"
+    if items[1] <= 0.0 <= items[2]:
         return "within noise"
     way = "up" if items[0] > 0 else "down"
     return way if seeds is None or not seeds[1] <= 0.0 <= seeds[2] else f"{way}, seeds differ"

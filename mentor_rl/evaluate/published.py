@@ -47,6 +47,11 @@ class PublishedTable:
     items: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def of_ablation(self) -> bool:
+        """Whether its rows are arms that were measured by CP and PF as wholes, which an ablation can stand beneath."""
+        return self.benchmark is None and {"/CP", "/PF"} <= set(self.columns.values())
+
     def value(self, row: str, column: str) -> Published:
         """One number.
 

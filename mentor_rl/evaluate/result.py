@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PART = " · "  # between a row's name and the name of its part
+OTHER_FILES = ("ablation",)  # beside results, and no benchmark's
 Value = float | int | str | None | list[float]  # a list is [mean, low, high]
 
 
@@ -137,6 +138,26 @@ class Result:
         return "\n".join([*lines, f"seeds: {', '.join(map(str, self.seeds))}; intervals: see the results folder"])
 
 
+def result_files(folder: Path) -> list[Path]:
+    """The benchmark results that a run, or an exported checkpoint, holds."""
+    return [file for file in sorted((folder / "results").glob("*.json")) if file.stem not in OTHER_FILES]
+
+
+def result_file(path: Path) -> Path:
+    """A result's file: ``path`` itself, or the only one that a folder holds.
+
+    Raises:
+        UserError: a folder without results, or with several.
+    """
+    if not path.is_dir():
+        return path
+    found = result_files(path)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise UserError(f"{path}: expected one benchmark result in {path / 'results'}, found {names}; name the file")
+    return found[0]
+
+
 def cell(value: Value) -> str:
     """One number, with its interval where it has one."""
     if value is None:
@@ -165,6 +186,9 @@ def _check_tables(facts: Mapping[str, Any], where: str) -> None:
             for column, value in row.items():
                 if not fits(value):
                     raise UserError(f"{where}: {key}.{name}.{column}: expected {form}, found {value!r:.60}")
+    for name, row in facts.get("per_item", {}).items():
+        if len(lengths := {len(column) for column in row.values()}) > 1:
+            raise UserError(f"{where}: per_item.{name}: expected columns of one length, found {sorted(lengths)}")
 
 
 def _is_value(value: Any) -> bool:

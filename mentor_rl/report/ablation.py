@@ -153,8 +153,8 @@ def _pictures(folder: Path, outcome: Outcome) -> str:
         found = last_pictures(folder / tuned) if tuned is not None else None
         if found is not None:
             columns[name] = found
-    reference = columns.get(outcome.reference)
-    if UNTUNED in outcome.arms and reference is not None:
+    reference, untuned = columns.get(outcome.reference), outcome.arms.get(UNTUNED)
+    if untuned is not None and untuned.panels.get(REWARDS) and reference is not None:  # its step 0 is the start
         columns[UNTUNED] = reference[0], reference[0].steps[0]
     if not columns:  # nothing was tuned by GRPO: the benchmark's own pictures
         columns = _measured_pictures(folder, outcome)

@@ -1,11 +1,7 @@
-"""Ablations: arms from axes, jobs that are shared, runs that go on after a kill, tables with known answers."""
+"""Ablations: arms from axes, jobs that are shared, tables with known answers."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,81 +9,29 @@ from typing import Any
 import grpo_toys
 import pytest
 import yaml
+from ablation_toys import BENCH, CHAIN, mentor, planner
+from PIL import Image
 
+from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
-from mentor_rl.ablation.jobs import Plan, plan_jobs
-from mentor_rl.ablation.launch_files import lanes_of, write_launch_files
+from mentor_base.runlog import RunFolder
+from mentor_rl import gallery
+from mentor_rl.ablation.jobs import Job, Plan, plan_jobs
+from mentor_rl.ablation.launch_files import lanes_of
 from mentor_rl.ablation.outcome import BENCHMARK, REWARDS, Outcome
 from mentor_rl.ablation.recipe import AblateRecipe
-from mentor_rl.ablation.runner import Times, write_job_files
-from mentor_rl.cli import main
+from mentor_rl.ablation.runner import Times
 from mentor_rl.commands.train import recipe_text
 from mentor_rl.evaluate.paired import over_training_seeds, student, verdict
 from mentor_rl.evaluate.result import Result
 from mentor_rl.recipe_files import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-SFT = """\
-kind: sft
-run: runs/{name}
-init: {init}
-stage:
-  name: {name}
-  mixture: {{weights: {{t2i: 0.5, segmentation: 0.3, recovery: 0.2}}}}
-  train: {{}}
-optimisation: {{lr: 1e-3, steps: 2, batch: 2}}
-validation: {{every: 2}}
-checkpoints: {{every: 1}}
-"""
-GRPO = """\
-kind: grpo
-run: runs/grpo
-policy: policy
-prompts: {}
-algorithm: {group_size: 2, prompts_per_step: 1}
-optimisation: {lr: 1e-3, steps: 2}
-rewards:
-  aesthetic_colours: {use: colour_match, weight: 1.0}
-  sharpness: {use: colour_match, weight: 2.0}
-  contrast: {use: colour_match}
-  watched: {use: colour_match, role: monitor}
-checkpoints: {every: 1}
-"""
-BENCH = """\
-kind: evaluate
-run: runs/bench
-benchmark: emojibench
-policies: {stage2: policy}
-evaluator: policy
-items: 4
-seeds: [0]
-baselines: false
-"""
-CHAIN = {
-    "stages": {name: {"recipe": f"{name}.yaml"} for name in ("alignment", "instruction", "grpo")},
-    "benchmark": {"recipe": "bench.yaml"},
-    "seeds": [0, 1],
-}
 
 
 @pytest.fixture
-def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Makes the plan of an ablation of these sections, in a folder with the recipes of a whole chain."""
-    monkeypatch.chdir(tmp_path)
-    Path("policy").mkdir()
-    Path("alignment.yaml").write_text(SFT.format(name="alignment", init="policy"))
-    Path("instruction.yaml").write_text(SFT.format(name="instruction", init="runs/alignment"))
-    Path("grpo.yaml").write_text(GRPO)
-    Path("bench.yaml").write_text(BENCH)
-
-    def make(**sections: Any) -> Plan:
-        file = Path("ablation.yaml")
-        file.write_text(yaml.safe_dump({"kind": "ablate", "run": "runs/abl", **CHAIN, **sections}, sort_keys=False))
-        recipe = load_recipe(file)
-        assert isinstance(recipe, AblateRecipe)
-        return plan_jobs(file, recipe, need_inputs=True)
-
-    return make
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Plan]:
+    return planner(tmp_path, monkeypatch)
 
 
 def test_axes_make_arms_and_left_out_rewards_are_watched(plan: Any) -> None:
@@ -174,6 +118,7 @@ def test_stages_are_chained_and_shared(plan: Any) -> None:
         ({"arms": {"a": {"grpo.policy": "policy"}}}, "policy: this stage starts from instruction; `instruction: null`"),
         ({"arms": {"a": {"grpo.rewards.x.weight": 1}}}, "rewards.x"),
         ({"arms": {"a": {"grpo.algorithm.beta": 0}}, "seeds": [1, 1]}, "seeds: expected different ones"),
+        ({"arms": {"a": {"grpo.algorithm.beta": 0}}, "published": "geneval"}, "published: unknown table 'geneval'"),
     ],
 )
 def test_what_does_not_add_up_is_one_line(plan: Any, sections: dict[str, Any], line: str) -> None:
@@ -181,107 +126,6 @@ def test_what_does_not_add_up_is_one_line(plan: Any, sections: dict[str, Any], l
         plan(**sections)
     assert line in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
-
-
-WORKER = """\
-import json, pathlib, signal, sys, time, yaml
-
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
-command, file = sys.argv[1], pathlib.Path(sys.argv[2])
-recipe = yaml.safe_load(file.read_text())
-folder = pathlib.Path(recipe["run"])
-folder.mkdir(exist_ok=True)
-(folder / "recipe.yaml").write_text(file.read_text())
-with open("calls.txt", "a") as calls:
-    calls.write(f"{file}\\n")
-while pathlib.Path("hold").exists():
-    time.sleep(0.01)
-if pathlib.Path("broken").exists() and pathlib.Path("broken").read_text() in str(folder):
-    sys.exit("the reward is broken")
-made = folder / ("final" if command == "train" else "results")
-made.mkdir()
-(made / ("config.json" if command == "train" else "emojibench.json")).write_text("{}")
-"""
-RUNNER = """\
-import pathlib, sys
-from mentor_rl.ablation import runner
-from mentor_rl.ablation.jobs import plan_jobs
-from mentor_rl.recipe_files import load_recipe
-
-runner.PROGRAM = (sys.executable, "worker.py")
-path = pathlib.Path("ablation.yaml")
-print(runner.Runner(plan_jobs(path, load_recipe(path), need_inputs=True), parallel=2).run())
-"""
-
-
-def calls() -> list[str]:
-    return Path("calls.txt").read_text().splitlines() if Path("calls.txt").exists() else []
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-@pytest.fixture
-def runner(plan: Any) -> Callable[[], subprocess.Popen[str]]:
-    """Starts a runner of two arms with one seed, two jobs at a time, whose jobs are those of WORKER."""
-    plan(stages={"grpo": {"recipe": "grpo.yaml"}}, arms={"free": {"grpo.algorithm.beta": 0.0}}, seeds=[0])
-    Path("worker.py").write_text(WORKER)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'rewards'}"}
-
-    def start() -> subprocess.Popen[str]:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen([sys.executable, "-c", RUNNER], env=environment, **pipes)  # type: ignore[call-overload]
-
-    return start
-
-
-def test_jobs_survive_a_killed_runner_and_none_runs_twice(runner: Callable[[], subprocess.Popen[str]]) -> None:
-    Path("hold").touch()
-    killed = runner()
-    wait_for(lambda: len(calls()) == 2)
-    killed.kill()
-    killed.wait()
-    second = runner()
-    time.sleep(1.0)
-    assert len(calls()) == 2  # the jobs of the killed runner are at work still
-    Path("hold").unlink()
-    out, _ = second.communicate(timeout=60)
-    assert second.returncode == 0, out
-    assert len(calls()) == len(set(calls())) == 4
-    out, _ = runner().communicate(timeout=60)
-    assert out == "{}\n"
-    assert len(calls()) == 4
-
-
-def test_a_stopped_runner_stops_its_jobs_and_a_failed_job_holds_up_only_its_own(
-    runner: Callable[[], subprocess.Popen[str]],
-) -> None:
-    Path("hold").touch()
-    stopped = runner()
-    wait_for(lambda: len(calls()) == 2)
-    stopped.terminate()
-    out, _ = stopped.communicate(timeout=60)
-    assert "Interrupted: runs/abl: stopped; the same command goes on" in out
-    Path("hold").unlink()
-    Path("broken").write_text("free/seed0/grpo")
-    out, _ = runner().communicate(timeout=60)
-    assert "'free/seed0/grpo': 'exit code 1: the reward is broken (log: " in out
-    assert "'free/seed0/benchmark': 'not run: free/seed0/grpo failed'" in out
-    assert Path("runs/abl/arms/full/seed0/benchmark/results/emojibench.json").exists()
-
-
-def test_another_run_in_a_job_s_folder_is_refused(plan: Any) -> None:
-    arms = {"free": {"grpo.algorithm.beta": 0.0}}
-    job = plan(arms=arms).jobs["free/seed0/grpo"]
-    job.folder.mkdir(parents=True)
-    (job.folder / "recipe.yaml").write_text(recipe_text(job.recipe).replace("steps: 2", "steps: 9"))
-    (job.folder / "metrics.jsonl").touch()  # it has begun
-    with pytest.raises(UserError, match=r"holds another run \(differs in optimisation.steps: 9 there, 2 now\)"):
-        write_job_files(plan(arms=arms))
 
 
 @pytest.fixture
@@ -323,12 +167,6 @@ def toy(random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return plan
 
 
-def mentor(*arguments: str) -> None:
-    with pytest.raises(SystemExit) as done:
-        main(arguments)
-    assert done.value.code in (0, None)
-
-
 def test_finished_runs_become_tables(toy: Plan) -> None:
     before = {file: file.stat().st_mtime_ns for file in (toy.folder / "arms").rglob("*") if file.is_file()}
     mentor("ablate", "ablation.yaml")
@@ -363,39 +201,39 @@ def test_finished_runs_become_tables(toy: Plan) -> None:
     assert changed.change is not None
 
 
-def test_launch_files_run_every_job_once_and_in_order(plan: Any) -> None:
-    made = plan(arms={"free": {"grpo.algorithm.beta": 0.0}, "guided": {"benchmark.guidance": [2.0]}})
-    write_job_files(made)
-    write_launch_files(made, Path("jobs"), None)
-    for name in ("mentor", "accelerate"):
-        tool = Path("bin") / name
-        tool.parent.mkdir(exist_ok=True)
-        tool.write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES ${0##*/} ${@: -1}" >>calls.txt\n')
-        tool.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{Path('bin').resolve()}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "jobs/local.sh", "2"], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in calls()]
-    assert {gpu for gpu, _, _ in rows} == {"0", "1"}
-    files = [file for _, _, file in rows]
-    assert sorted(files) == sorted(str(job.file) for job in made.jobs.values())
-    for job in made.jobs.values():
-        for name in job.after:
-            assert files.index(str(made.jobs[name].file)) < files.index(str(job.file))
-    assert {tool for _, tool, file in rows if "benchmark" in file} == {"mentor"}
-    arrays = [Path("jobs") / f"wave_{wave}.sbatch" for wave in range(4)]
-    assert all("#SBATCH --array=0-" in file.read_text() for file in arrays if file.exists())
-    first = (Path("jobs") / "wave_0.sbatch").read_text()
-    listed = (Path("jobs") / "wave_0.txt").read_text().splitlines()
-    assert f"--array=0-{len(listed) - 1}\n" in first
-    script = subprocess.run(
-        ["bash", "jobs/wave_0.sbatch"],
-        env={**environment, "SLURM_ARRAY_TASK_ID": "1"},
-        capture_output=True,
-        check=False,
-    )
-    assert script.returncode == 0
-    assert calls()[-1].split()[-1] in Path(listed[1]).read_text()
+def finish(plan: Plan, concept: Callable[[Job], float]) -> None:
+    """Make every job's folder look done: a gallery of one fixed prompt, or the result of one item."""
+    for job in plan.jobs.values():
+        if job.command == "evaluate":
+            arm = job.name.split("/")[0]
+            row = {f"{arm} · val": {"item": ["i"], "CP": [concept(job)], "PF": [1.0]}}
+            facts = {"details": {"policies": [arm]}, "coverage": {"items": 1, "scored": 1}}
+            Result("emojibench", {name: {} for name in row}, row, **facts).write(job.result)
+            continue
+        (job.folder / "final").mkdir(parents=True)
+        (job.folder / "final" / "config.json").write_text("{}")
+        run = RunFolder(job.folder)
+        gallery.save_prompts(run, [Prompt("a fox")])
+        for step, score in ((0, 0.25), (2, 0.5)):
+            gallery.save_step(run, step, [Image.new("RGB", (4, 4))], [{"style": score}])
+
+
+def test_what_the_last_stage_starts_from_is_the_untuned_policy_where_it_is_the_first(plan: Any) -> None:
+    """And one item has neither interval nor verdict, in files and report."""
+    tuned = {"arms": {"free": {"grpo.algorithm.beta": 0.0}}, "untuned": True, "seeds": [0]}
+    for name, stages, found in (("chain", CHAIN["stages"], False), ("alone", {"grpo": {"recipe": "grpo.yaml"}}, True)):
+        made = plan(run=f"runs/{name}", stages=stages, **tuned)
+        made.folder.mkdir(parents=True)
+        (made.folder / "recipe.yaml").write_text(recipe_text(made.recipe))
+        finish(made, lambda job: 0.75 if "free" in job.name else 0.5)
+        mentor("ablate", "ablation.yaml", "--collect")
+        outcome = Outcome.read(made.folder / "results" / "ablation.json")
+        assert set(outcome.arms["untuned"].panels[BENCHMARK]) == {"CP", "PF", "CP·PF", "CP/PF"}
+        assert ("style" in outcome.arms["untuned"].panels[REWARDS]) is found
+        cell = outcome.arms["free"].panels[BENCHMARK]["CP"]
+        assert (cell.change, cell.verdict) == ([0.25, None, None], "no interval")
+        assert "| free | +0.250 [–, –] no interval |" in (made.folder / "results" / "ablation.md").read_text("utf-8")
+        assert "+0.250 no interval" in (made.folder / "report.html").read_text("utf-8")
 
 
 def test_intervals_over_seeds_and_verdicts_by_hand() -> None:
@@ -406,23 +244,6 @@ def test_intervals_over_seeds_and_verdicts_by_hand() -> None:
     assert verdict([-0.1, -0.15, -0.05], [-0.1, -0.2, -0.01]) == "down"
     assert verdict([0.1, 0.05, 0.15], [0.1, -0.1, 0.3]) == "up, seeds differ"
     assert verdict([0.1, -0.01, 0.2], [0.1, 0.05, 0.15]) == "within noise"
-
-
-def test_the_time_comes_from_runs_that_are_done(plan: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    made = plan(
-        stages={"grpo": {"recipe": "grpo.yaml", "seconds": 60}},
-        benchmark={"recipe": "bench.yaml", "seconds": 30},
-        arms={"free": {"grpo.algorithm.beta": 0.0}},
-    )
-    assert Times(made).left(2) == (4 * 60 + 4 * 30) / 2
-    made.folder.mkdir(parents=True)
-    Times(made).add(made.jobs["full/seed0/grpo"], 10.0)
-    Times(made).add(made.jobs["full/seed1/grpo"], 20.0)
-    assert Times(made).left(1) == 4 * 15 + 4 * 30
-    mentor("ablate", "ablation.yaml", "--dry-run")
-    out = capsys.readouterr().out
-    assert "full: nothing is changed (the reference)\nfree: grpo.algorithm.beta=0.0\n" in out
-    assert "grpo: 4 runs, 0 finished; 15 s each, measured" in out
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes" / "ablations").glob("*.yaml")), ids=lambda file: file.stem)

@@ -44,7 +44,7 @@ def write(tmp_path: Path) -> Write:
 def test_a_change_beyond_noise_is_told_from_noise(write: Write) -> None:
     sides = read_side(write("a"), None), read_side(write("b", 0.05).parent.parent, None)
     rows, how = compare_sides(*sides)
-    assert how.startswith("paired over 40 items")
+    assert how == "paired over 40 items, 95 % bootstrap; of 20 metrics that do not differ, one will seem to"
     found = {row.metric: row for row in rows}
     assert list(found) == ["CP", "PF", "CP·PF", "CP/PF", "style"]
     assert found["CP"].change == pytest.approx([0.05, 0.05, 0.05])
@@ -121,6 +121,7 @@ def test_grpo_runs_by_their_fixed_prompts_on_the_terminal(tmp_path: Path, capsys
     assert done.value.code in (0, None)
     out = capsys.readouterr().out
     assert "A: a, step 50" in out
+    assert "paired over 6 items, 95 % bootstrap; of 20 metrics that do not differ, one will seem to, of so few" in out
     style = next(line for line in out.splitlines() if line.startswith("style"))
     assert "+0.200 [+0.200, +0.200]  +80.0%  ▲ up" in style
     with pytest.raises(SystemExit):
@@ -134,11 +135,20 @@ def test_grpo_runs_by_their_fixed_prompts_on_the_terminal(tmp_path: Path, capsys
 
 def test_seeds_of_an_item_are_averaged_before_items_are_drawn(write: Write) -> None:
     """Three items with two seeds each: (.1 + .3) / 2, .4 where one seed has no score, and none."""
-    row = {"item": ["a", "b", "c"] * 2, "seed": ["0"] * 3 + ["1"] * 3, "CP": [0.1, 0.4, None, 0.3, None, None]}
+    row = {"item": ["a", "b", "c"] * 2, "seed": [0] * 3 + [1] * 3, "CP": [0.1, 0.4, None, 0.3, None, None]}
     side = read_side(write("a", per_item={"p": row}, metrics={"p": {"CP": 0.3}}), None)
     assert side.scores is not None
     assert side.scores.items == ("a", "b", "c")
     assert side.scores.columns["CP"] == pytest.approx([0.2, 0.4, float("nan")], nan_ok=True)
+    assert side.scores.metrics() == ["CP"]  # the number of a seed is no score
+
+
+def test_one_item_has_no_verdict(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(write(n, per_item={"p · one": {"item": ["i0"], "CP": [cp]}})) for n, cp in (("a", 0.2), ("b", 0.9))]
+    with pytest.raises(SystemExit):
+        main(["compare", *files])
+    line = next(each for each in capsys.readouterr().out.splitlines() if each.startswith("CP "))
+    assert line.split() == ["CP", "0.200", "0.900", "+0.700", "no", "interval"]
 
 
 def test_a_result_by_itself_is_named_by_its_file_and_a_stand_in_is_told(

@@ -55,6 +55,10 @@ def test_the_terminal_says_what_a_number_must_not_be_read_without() -> None:
         (b'{"benchmark": "x", "metrics": {"a": 5}}', "metrics: expected row -> name -> a number"),
         (b'{"benchmark": "x", "metrics": {"a": {"CP": [0.5]}}}', "metrics.a.CP: expected a number, a word or [mean"),
         (b'{"benchmark": "x", "metrics": {}, "per_item": {"a": {"CP": 1}}}', "per_item.a.CP: expected a list, found 1"),
+        (
+            b'{"benchmark": "x", "metrics": {}, "per_item": {"a": {"item": ["i"], "CP": [1, 2]}}}',
+            "per_item.a: expected columns of one length, found [1, 2]",
+        ),
         (b"\xff\xfe\x00", "found no valid JSON: 'utf-8' codec"),
     ],
 )
