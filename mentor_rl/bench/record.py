@@ -82,7 +82,7 @@ def page(records: list[Record]) -> str:
 
 
 def _command(arguments: list[str]) -> str:
-    kept = list(arguments)
+    kept = [argument for argument in arguments if not argument.startswith("--out=")]
     if "--out" in kept:
         place = kept.index("--out")
         del kept[place : place + 2]

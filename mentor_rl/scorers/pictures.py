@@ -112,10 +112,8 @@ class SpriteBank:
     def draw_views(self, rng: np.random.Generator, subjects: int, views: int) -> np.ndarray:
         """Rows of ``subjects`` distinct subjects, ``views`` drawings each in different styles, subject by subject."""
         able = [i for i, rows in enumerate(self.rows) if len(rows) >= views]
-        if len(able) < subjects:
-            raise UserError(
-                f"optimisation.batch: expected at most {len(able)} subjects x {views} views, found {subjects}"
-            )
+        if not 0 < subjects <= len(able):
+            raise UserError(f"optimisation.batch: expected 1 to {len(able)} subjects x {views} views, found {subjects}")
         chosen = rng.choice(able, size=subjects, replace=False)
         return np.concatenate([rng.choice(self.rows[i], size=views, replace=False) for i in chosen])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,12 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
 def test_bad_input_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("out", [["--out", "x.json"], ["--out=x.json"]])
+def test_a_record_s_command_does_not_name_its_file(out: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["mentor", "bench", *out, "load", "a folder"])
+    assert Record.of("load", {}, {}, {}, {}).command == "mentor bench load 'a folder'"
 
 
 def test_a_strange_record_is_refused(tmp_path: Path) -> None:

@@ -170,6 +170,11 @@ def test_clip_folder_loads_as_a_tower(tmp_path: Path) -> None:
     )
 
 
+def test_a_batch_smaller_than_a_subject_s_views_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optimisation.batch: expected 1 to \d+ subjects x 3 views, found 0"):
+        train(tmp_path / "run", "evaluator", steps=1, batch=2, every=1, data=THREE_STYLES)
+
+
 @pytest.mark.parametrize(
     ("scorer", "data", "message"),
     [
