@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -31,6 +32,23 @@ def open_picture(path: str | Path, upright: bool = False) -> Image.Image:
     ground = Image.new("RGB", rgba.size, "white")
     ground.paste(rgba, mask=rgba.getchannel("A"))
     return ground
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """The pictures of a folder and of what lies below it, by their endings; hidden files are left out."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in found if not file.name.startswith("."))
+
+
+def unreadable(files: Sequence[Path]) -> list[str]:
+    """The errors of those files that are no whole pictures."""
+    faults = []
+    for file in files:
+        try:
+            open_picture(file)
+        except UserError as error:
+            faults.append(str(error))
+    return faults
 
 
 def check_picture_name(path: Path) -> None:

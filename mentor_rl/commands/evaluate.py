@@ -28,6 +28,7 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
         return
     from rich.console import Console
 
+    from mentor_rl.evaluate.picture_run import build_benchmark, check_policies, run_benchmark
     from mentor_rl.evaluate.result import Result
 
     written = Path(recipe.run) / "results" / f"{recipe.benchmark}.json"
@@ -39,12 +40,11 @@ def evaluate_recipe(path: Path, overrides: Sequence[str], dry_run: bool) -> None
     elif isinstance(recipe, EmojiBenchRecipe):
         from mentor_rl.evaluate.emojibench_run import evaluate
 
+        check_policies(path for policy in recipe.policies for path in recipe.rows_of(policy).values())
         result = evaluate(recipe, open_run(recipe, PASSING))
     else:
-        from mentor_rl.evaluate.picture_run import build_benchmark, check_policies, run_benchmark
-
         assert isinstance(recipe, PictureRecipe)
-        check_policies(recipe)
+        check_policies(recipe.policies.values())
         benchmark = build_benchmark(recipe)  # a fault in its data shows before there is a run folder
         benchmark.check()  # and so does a judge that would be missed once all pictures are drawn
         result = run_benchmark(recipe, benchmark, open_run(recipe, PASSING))

@@ -41,10 +41,11 @@ def import_ratings(
     from rich.console import Console
 
     from mentor_base.runlog import write_atomically
-    from mentor_rl.evaluate.rating import AXES, read_ratings, result_of
+    from mentor_rl.evaluate.rating import AXES, read_ratings
+    from mentor_rl.evaluate.result import Result, result_file
 
     ratings = read_ratings(files)
-    judged = result_of(result) if result is not None else None
+    judged = Result.read(result_file(result)) if result is not None else None
     facts = {axis: _axis(ratings, axis, judged) for axis in AXES if any(rating.axis == axis for rating in ratings)}
     Console().print(_table(facts))
     if judged is not None:

@@ -138,9 +138,10 @@ class Ade20k:
         metrics = {"": {"mIoU A": estimate(tallies["A"]), **self._merged(scored, names)}}
         if tallies[CEILING].any():
             metrics[CEILING] = {"mIoU A": estimate(tallies[CEILING]), "mIoU B": estimate(ceiling_B)}
-        asked = [(item.id, facts[0]["overlap"]) for item, facts in scored.by_item() if "overlap" in facts[0]]
-        per_item = {"item": [name for name, _ in asked], "IoU": [round(o[0] / o[1], 5) for _, o in asked]}
-        return Tabulated(metrics, per_item)
+        asked = [(item.id, [fact["overlap"] for fact in facts]) for item, facts in scored.by_item() if facts[0]]
+        ious = [float(np.mean([shared / union for shared, union, _ in overlaps])) for _, overlaps in asked]
+        columns: dict[str, list[Any]] = {"item": [name for name, _ in asked], "IoU": [round(iou, 5) for iou in ious]}
+        return Tabulated(metrics, columns)
 
     def notes(self) -> Sequence[str]:
         """The protocols."""

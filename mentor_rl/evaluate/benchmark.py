@@ -136,7 +136,7 @@ class Benchmark(Protocol):
         """
 
     def check(self) -> None:
-        """Refuse what ``load`` would miss: files (fetched, where they are a hub's) and servers. Reads no weights.
+        """Refuse what ``load`` would miss: packages, servers, files (fetched, where a hub has them). Reads no weights.
 
         Raises:
             UserError, RewardError: which, where, and what was expected.

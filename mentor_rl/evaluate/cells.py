@@ -30,6 +30,10 @@ class CellStore:
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder, self.identity = folder, identity
 
+    def has(self, key: Mapping[str, Any]) -> bool:
+        """Whether the cell of this key is finished; reads nothing."""
+        return self._file(key).exists()
+
     def get(self, key: Mapping[str, Any]) -> Cell | None:
         """The finished cell of this key, or None."""
         file = self._file(key)

@@ -18,7 +18,7 @@ from pathlib import Path
 from mentor_base.data.schema import IMAGE_MARK
 from mentor_base.errors import UserError
 from mentor_rl.evaluate.benchmark import Item
-from mentor_rl.pictures import SUFFIXES, open_picture
+from mentor_rl.pictures import open_picture, pictures_below
 
 PROMPT_FILE = "prompts_and_classes.txt"
 SUBJECTS, PROMPTS = 30, 25
@@ -82,7 +82,7 @@ def items_of(subjects: Sequence[Subject], template: str) -> Iterator[Item]:
 
 def _subject(data: Path, name: str, kind: str, prompts: Sequence[str]) -> Subject:
     folder = data / name
-    pictures = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
+    pictures = pictures_below(folder)
     if not pictures:
         raise UserError(f"{folder}: expected the pictures of '{name}', 00.jpg and so on, found none; take {SOURCE}")
     filled = (" ".join(prompt.format("", kind).split()) for prompt in prompts)

@@ -18,7 +18,7 @@ from pathlib import Path
 from mentor_base.data.schema import IMAGE_MARK
 from mentor_base.errors import UserError
 from mentor_rl.evaluate.benchmark import Item
-from mentor_rl.pictures import SUFFIXES, open_picture
+from mentor_rl.pictures import open_picture, pictures_below
 
 REFERENCES = {"animal": 45, "human": 20, "object": 65, "style": 20}
 KINDS = ("photorealistic",) * 4 + ("style",) * 3 + ("imaginative",) * 2
@@ -28,7 +28,7 @@ SOURCE = "data.zip of yuangpeng/dreambench_plus on the Hugging Face hub"
 
 @dataclass(frozen=True)
 class ReferencePicture:
-    """One of the 150: ``category`` is animal, human, object or style; ``collection`` "live_subject_animal" or alike."""
+    """One of the 150: ``category`` is animal, human, object or style."""
 
     id: str
     category: str
@@ -44,7 +44,7 @@ def read_references(data: Path) -> list[ReferencePicture]:
         UserError: the folder is not in that layout, or not complete.
     """
     images = data / "images"
-    files = sorted(file for file in images.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = pictures_below(images)
     if not files:
         raise UserError(
             f"{data}: expected images/live_subject/animal/00.jpg, ... and captions/live_subject/animal/00.txt, ..., "

@@ -38,6 +38,7 @@ from mentor_rl.evaluate import bootstrap
 from mentor_rl.evaluate.cells import Cell
 from mentor_rl.evaluate.evaluator import Evaluator
 from mentor_rl.evaluate.paired import PRODUCT, RATIO, statistic
+from mentor_rl.evaluate.recipes import BASELINES
 from mentor_rl.evaluate.result import Value
 from mentor_rl.evaluate.tokenizer_ceiling import through_tokenizer
 
@@ -139,13 +140,11 @@ def baseline_rows(
     """Rows that need no drawing; ``target, tokenizer`` only with a tokenizer."""
     world, prompts = EmojiWorld(), [example.prompt() for example in examples]
     others = [world.example("subject", "train", ITEM_SEED, i).target for i in range(len(examples))]
-    pictures = {
-        "copy the reference": [example.images[0] for example in examples],
-        "random training picture": others,
-        "target": [example.target for example in examples],
-    }
+    targets = [example.target for example in examples]
+    copy, chance, target, through = BASELINES
+    pictures = {copy: [example.images[0] for example in examples], chance: others, target: targets}
     if tokenizer is not None:
-        pictures["target, tokenizer"] = through_tokenizer(tokenizer, pictures["target"])
+        pictures[through] = through_tokenizer(tokenizer, targets)
     return {name: Measured.of([_scored(evaluator, images, prompts)]) for name, images in pictures.items()}
 
 

@@ -53,7 +53,7 @@ class BenchParts:
             Interrupted: between two parts; what is drawn stays.
         """
         mine = self.processes.share(list(dict.fromkeys(work)))  # a checkpoint may stand under two names
-        left = [(path, part) for path, part in mine if self._found(path, part) is None]
+        left = [(path, part) for path, part in mine if not self.cells[path].has(self._key(part))]
         held, policy = "", None
         with ProgressBar(f"{BENCHMARK}: {label}", len(left) * self.items, quiet=not self.processes.first) as bar:
             for path, part in left:
@@ -76,13 +76,10 @@ class BenchParts:
         Raises:
             UserError: it is not there.
         """
-        cell = self._found(path, part)
+        cell = self.cells[path].get(self._key(part))
         if cell is None:
             raise UserError(f"{self.folder}: expected the scores of {path}, {part}; do all processes see this folder?")
         return cell
-
-    def _found(self, path: str, part: Part) -> Cell | None:
-        return self.cells[path].get(self._key(part))
 
     def _key(self, part: Part) -> dict[str, Any]:
         return {**asdict(part), **self.drawing}

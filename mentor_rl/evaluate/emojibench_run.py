@@ -12,6 +12,7 @@ Shapes: I items, S sampling seeds.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,10 +75,11 @@ def evaluate(recipe: EmojiBenchRecipe, run: RunFolder) -> Result | None:
 
 
 def changes_markdown(result: Result) -> str:
-    """Paired changes from the first policy to each other one, as shares, with intervals; empty for a single policy."""
-    first, *others = result.details["policies"]
-    if not others:
+    """Paired changes from the first policy to each other one, as shares, with intervals; empty without another one."""
+    policies = result.details["policies"]
+    if len(policies) < 2:
         return ""
+    first, *others = policies
     lines = ["", f"| change from {first} | items | CP | PF | CP·PF |", "|---|---|---|---|---|"]
     for name in others:
         for split, shares in relative_changes(result, first, name).items():
@@ -86,18 +88,23 @@ def changes_markdown(result: Result) -> str:
 
 
 def relative_changes(result: Result, before: str, after: str) -> dict[str, dict[str, str]]:
-    """Split -> metric -> the paired change as a share of ``before``, with its interval; "held out", the last of several
-    splits, is all of them together.
+    """Split -> metric -> the paired change as a share of ``before``, with its interval; a dash where that is zero.
+
+    "held out", the last of several splits, is all of them together.
     """
     out: dict[str, dict[str, str]] = {}
     for split, (first, second) in pairs_of(result, before, after).items():
         changes = {metric: change(first, second, metric) for metric in ("CP", "PF", PRODUCT)}
-        out[split or "held out"] = {metric: _share(*found[1]) for metric, found in changes.items() if found is not None}
+        out[split or "held out"] = {metric: _share(found) for metric, found in changes.items()}
     return out
 
 
-def _share(value: float, low: float, high: float) -> str:
-    return f"{value:+.1%} [{low:+.1%}, {high:+.1%}]"
+def _share(changed: tuple[list[float], list[float]] | None) -> str:
+    value, *bounds = changed[1] if changed is not None else [math.nan]
+    if not math.isfinite(value):
+        return "–"
+    interval = f" [{bounds[0]:+.1%}, {bounds[1]:+.1%}]" if all(map(math.isfinite, bounds)) else ""
+    return f"{value:+.1%}{interval}"
 
 
 @dataclass(frozen=True)
@@ -127,11 +134,10 @@ class _Bench:
         self.scales: dict[str, float] = {}
         self.sweeps: dict[str, dict[str, dict[str, float]]] = {}
         self.members: dict[str, list[_Member]] = {}
-        for name, given in recipe.policies.items():
-            paths = (given,) if isinstance(given, str) else given
-            rows = [name] if len(paths) == 1 else [f"{name} {number}" for number in range(1, len(paths) + 1)]
+        for name in recipe.policies:
             first = recipe.baselines and not self.members
-            self.members[name] = [_Member(r, p, first and r == rows[0]) for r, p in zip(rows, paths, strict=True)]
+            rows = enumerate(recipe.rows_of(name).items())
+            self.members[name] = [_Member(row, path, first and place == 0) for place, (row, path) in rows]
         checkpoints = {member.path for member in self._all_members()}
         self.parts = BenchParts(recipe, checkpoints, evaluator, run.path / "results" / "cells", processes, guard)
 
@@ -219,7 +225,8 @@ class _Bench:
                 metrics[key] = metrics_of(table)
                 shapes = self.shapes[split].get(name)
                 if shapes is not None:
-                    metrics[key]["shapes"] = bootstrap.estimate(shapes[~np.isnan(shapes), None], lambda m: m[..., 0])
+                    told_I1 = shapes[~np.isnan(shapes), None]
+                    metrics[key]["shapes"] = bootstrap.estimate(told_I1, lambda m: m[..., 0]) if len(told_I1) else None
                 if name in self.scales:
                     metrics[key]["guidance"] = self.scales[name]
                 per_item[key] = {

@@ -243,8 +243,9 @@ class Evaluator:
         """A saved evaluator (a folder, or a run folder with ``final/``), in float32."""
         path = Path(folder)
         path = path / "final" if (path / "final" / "config.json").exists() else path
-        if not (path / "config.json").exists():
-            raise UserError(f"{path}: expected an evaluator (config.json and model.safetensors), found no config.json")
+        for name in ("config.json", "model.safetensors"):
+            if not (path / name).exists():
+                raise UserError(f"{path}: expected an evaluator (config.json and model.safetensors), found no {name}")
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         if config.get("kind") != KIND:
             raise UserError(f"{path / 'config.json'}: expected kind '{KIND}', found {config.get('kind')!r}")

@@ -4,7 +4,7 @@
     KID   unbiased squared MMD under the kernel (x . y / C + 1)^3, mean over subsets (arXiv 1801.01401, section 4)
 
 FID has a bias that falls with the number of pictures, so it compares only at equal numbers; KID has none. With fewer
-pictures than features the covariance is singular and FID means little: the result says so.
+pictures than features the covariance is singular and FID means little: fid_bench.py says so in the result.
 
 The formulas are here and take any features; fid_features.py says whose they are. Only those of the 2015 Inception
 network make the FID of publications.
@@ -13,6 +13,8 @@ Shapes: N pictures of one set, M of the other, C features, B subsets.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -63,7 +65,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID and its standard deviation over subsets, as a fraction (publications often print it times 1,000).
 
-    A subset takes ``subset_size`` pictures of each set without replacement, or as many as the smaller set has.
+    A subset takes ``subset_size`` pictures of each set without replacement, or as many as the smaller set has. Where a
+    subset is all of both sets there is one, and no deviation: NaN.
 
     Raises:
         ValueError: fewer than two pictures in a set, or other numbers of features.
@@ -81,7 +84,7 @@ def kernel_distance(
             for _ in range(1 if whole else subsets)
         ]
     )
-    return float(values_B.mean()), float(values_B.std())
+    return float(values_B.mean()), math.nan if whole else float(values_B.std())
 
 
 def squared_mmd(one_NC: np.ndarray, other_MC: np.ndarray) -> float:

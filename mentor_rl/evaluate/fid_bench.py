@@ -22,7 +22,7 @@ from mentor_rl.evaluate.picture_folder import listed
 from mentor_rl.evaluate.prompt_files import read_prompts
 from mentor_rl.evaluate.recipes import FidRecipe
 from mentor_rl.evaluate.result import Value
-from mentor_rl.pictures import SUFFIXES, open_picture
+from mentor_rl.pictures import SUFFIXES, open_picture, pictures_below, unreadable
 
 Statistics = tuple[np.ndarray, np.ndarray]
 
@@ -111,12 +111,13 @@ class Fid:
             kid, spread = kernel_distance(made_NC, self._features_of_real(self._files))
             name = label.replace("FID", "KID").replace("FD", "KD")
             metrics |= {f"{name} x 1000": 1000 * kid, "sd over subsets": 1000 * spread}
-        return Tabulated({"": {**metrics, "pictures": len(made_NC)}})
+        fewest, features = min(len(made_NC), len(made_NC if self._files is None else self._files)), made_NC.shape[1]
+        few = f"{fewest} pictures for {features} features: their covariance is singular, and {label} means little"
+        return Tabulated({"": {**metrics, "pictures": len(made_NC)}}, notes=[few] if fewest <= features else [])
 
     def notes(self) -> Sequence[str]:
         """What the numbers depend on."""
-        made = len(self._texts) * len(self.recipe.seeds)
-        notes = [f"{made} pictures; FID is biased upwards by small sets: compare at equal numbers only"]
+        notes = ["FID is biased upwards by small sets: compare at equal numbers of pictures only"]
         if self.recipe.features != "inception":
             notes.append(f"features of {self.recipe.features}: not the FID of publications")
         return notes
@@ -139,18 +140,12 @@ def _real_files(real: Path) -> list[Path] | None:
         return None
     if not real.is_dir():
         raise UserError(f"{real}: expected a folder of real pictures, or an .npz with mu and sigma")
-    found = [file for file in real.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
+    found = pictures_below(real)
     if len(found) < 2:
         raise UserError(f"{real}: expected at least two pictures ({', '.join(SUFFIXES)}), found {len(found)}")
-    faults = []
-    for file in sorted(found):
-        try:
-            open_picture(file)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
+    if faults := unreadable(found):
         raise UserError(f"{real}: {len(faults)} real pictures cannot be read: {listed(faults)}")
-    return sorted(found)
+    return found
 
 
 def _statistics(file: Path) -> Statistics:

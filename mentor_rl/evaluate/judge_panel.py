@@ -64,7 +64,7 @@ class JudgePanel:
         self._loop = EventLoop()
 
     def check(self) -> None:
-        """Whether the judge's server answers, or the files of a judge in this process are there.
+        """Whether the judge's server answers, or the files of a judge in this process and its package are there.
 
         Raises:
             RewardError: it does not, they are not.

@@ -54,7 +54,7 @@ def run_benchmark(recipe: PictureRecipe, benchmark: Benchmark, run: RunFolder) -
             raise Interrupted(f"{run.path}: stopped; the same command goes on from the finished parts") from None
 
 
-def check_policies(recipe: PictureRecipe) -> None:
+def check_policies(paths: Iterable[str]) -> None:
     """Refuse what is no policy, before another one has drawn for hours.
 
     Raises:
@@ -63,7 +63,7 @@ def check_policies(recipe: PictureRecipe) -> None:
     from mentor_base.checkpoint import check_config, model_folder
     from mentor_base.config import MentorConfig
 
-    for path in recipe.policies.values():
+    for path in paths:
         check_config(model_folder(path), MentorConfig.model_type)
 
 
@@ -97,7 +97,9 @@ class _Run:
 
     def run(self) -> Result | None:
         given = [self._given(name, path) for name, path in self.recipe.images.items()]  # faults show before the work
-        drawn = [self._drawn(name, path) for name, path in self.recipe.policies.items()]
+        drawn = [self._signed(name, path) for name, path in self.recipe.policies.items()]
+        for row, path in zip(drawn, self.recipe.policies.values(), strict=True):
+            self._draw(row, path)
         self.processes.wait()
         rows = [*drawn, *given]
         self.benchmark.load(self.device)
@@ -108,23 +110,26 @@ class _Run:
         finally:
             self.benchmark.unload()
 
-    def _drawn(self, name: str, path: str) -> Row:
-        """The pictures of a policy, drawn where they are missing."""
+    def _signed(self, name: str, path: str) -> Row:
+        """A policy, and the folder that its pictures alone go into."""
         folder = PictureFolder.of(self.folder.path / "pictures" / name, self.items, self.recipe.seeds)
         source = f"{path} {fingerprint(path)}"
         self._sign(folder.folder, source)
+        return Row(name, folder, source, {})
+
+    def _draw(self, row: Row, path: str) -> None:
+        """Those pictures of a policy that are missing."""
         draw_missing(
             self._policy_loader(path),
             self.items,
             self.recipe.seeds,
-            folder,
+            row.folder,
             sampling=self.recipe.sampling,
             batch=self.recipe.batch,
             processes=self.processes,
             guard=self.guard,
-            label=name,
+            label=row.name,
         )
-        return Row(name, folder, source, {})
 
     def _policy_loader(self, path: str) -> Callable[[], tuple[Any, Any]]:
         def load() -> tuple[Any, Any]:

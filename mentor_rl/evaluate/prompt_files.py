@@ -58,7 +58,10 @@ def _csv(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in _lines(path):
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: expected a JSON object: {error.msg}") from error
         _check(list(row) if isinstance(row, dict) else [], f"{path}:{number}")
         yield number, row[COLUMN]
 

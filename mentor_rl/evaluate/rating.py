@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from pydantic import ValidationError
 
 from mentor_base.errors import UserError, nearest
-from mentor_base.runlog import MARKER, write_atomically
+from mentor_base.runlog import MARKER, RunFolder, write_atomically
 from mentor_rl.evaluate.benchmark import Item
 from mentor_rl.evaluate.picture_folder import PictureFolder
 from mentor_rl.evaluate.picture_run import build_benchmark
@@ -131,22 +130,12 @@ def judge_scores(result: Result, axis: str) -> dict[str, int]:
     return out
 
 
-def result_of(source: Path) -> Result:
-    """A result by its file, or by the run folder that has one."""
-    if source.is_dir():
-        files = sorted((source / "results").glob("*.json"))
-        if len(files) != 1:
-            raise UserError(f"{source}: expected a run with one result, found {len(files)}; name the file")
-        return Result.read(files[0])
-    return Result.read(source)
-
-
 def _recipe_of(source: Path) -> tuple[PictureRecipe, Path]:
     run = source.parent.parent if source.suffix == ".json" else source
     marker = run / MARKER
     if not marker.is_file():
         raise UserError(f"{source}: expected the run folder of a benchmark, or a result in one; found no {marker}")
-    held = yaml.safe_load(marker.read_text(encoding="utf-8"))
+    held = RunFolder(run).recipe()
     kind = BENCHMARKS.get(str(held.get("benchmark")))
     if kind is None or not issubclass(kind, PictureRecipe):
         found = held.get("benchmark") or held.get("kind")

@@ -42,6 +42,7 @@ RowName = Annotated[str, AfterValidator(_is_row_name)]
 PictureSeeds = tuple[Annotated[int, Field(ge=0)], ...]
 CLIP_L14 = "openai/clip-vit-large-patch14"
 MASK2FORMER = "facebook/mask2former-swin-small-coco-instance"
+BASELINES = ("copy the reference", "random training picture", "target", "target, tokenizer")  # EmojiBench's
 TrainingSeeds = Annotated[tuple[InputPath, ...], Field(min_length=1)]
 
 
@@ -61,13 +62,41 @@ class EmojiBenchRecipe(EvaluateRecipe):
         description="name -> checkpoint or run folder, or a list of them: one method trained with several seeds"
     )
     evaluator: InputPath
-    splits: tuple[Split, ...] = ("unseen_subjects", "unseen_pairs")
+    splits: tuple[Split, ...] = Field(("unseen_subjects", "unseen_pairs"), min_length=1)
     items: int = Field(96, gt=0, description="per split")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    guidance: tuple[float, ...] = Field((1.0,), description="each policy is reported at its best of these scales")
+    seeds: PictureSeeds = Field((0, 1, 2), min_length=1, description="pictures per item: one for each seed")
+    guidance: tuple[float, ...] = Field(
+        (1.0,), min_length=1, description="each policy is reported at its best of these scales"
+    )
     temperature: Positive = 1.0
     baselines: bool = True
     batch: int = Field(64, gt=0)
+
+    def rows_of(self, policy: str) -> dict[str, str]:
+        """Row -> checkpoint: the policy's own, or a numbered one for each of its training seeds."""
+        given = self.policies[policy]
+        paths = (given,) if isinstance(given, str) else given
+        return {policy: paths[0]} if len(paths) == 1 else {f"{policy} {n}": path for n, path in enumerate(paths, 1)}
+
+    @model_validator(mode="after")
+    def _rows_have_names_of_their_own(self) -> EmojiBenchRecipe:
+        if not self.policies and not self.baselines:
+            raise ValueError("expected policies (checkpoints that draw) or baselines, found neither")
+        taken = {*BASELINES} if self.baselines else set()
+        for policy in self.policies:
+            rows = {policy, *self.rows_of(policy)}
+            if both := rows & taken:
+                raise ValueError(f"policies.{policy}: expected rows of its own, found '{min(both)}' twice")
+            taken |= rows
+        return self
+
+    @model_validator(mode="after")
+    def _each_is_drawn_once(self) -> EmojiBenchRecipe:
+        for name in ("splits", "seeds", "guidance"):
+            given = getattr(self, name)
+            if len(set(given)) != len(given):
+                raise ValueError(f"{name}: expected each once, found {list(given)}")
+        return self
 
 
 class PictureRecipe(EvaluateRecipe):

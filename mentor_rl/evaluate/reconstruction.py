@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ from PIL import Image
 
 from mentor_base.errors import UserError
 from mentor_base.images import middle, over_white
-from mentor_rl.pictures import SUFFIXES
+from mentor_rl.pictures import SUFFIXES, pictures_below
 
 SIDE = 512
 SEEN = 224  # the encoder's pixels
@@ -83,24 +82,7 @@ def chosen(folder: str | Path, pictures: int, seed: int) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"{root}: expected a folder of pictures to reconstruct, e.g. COCO's val2017, found none")
-    names = sorted(
-        file.relative_to(root).as_posix()
-        for file in root.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    )
+    names = sorted(file.relative_to(root).as_posix() for file in pictures_below(root))
     if len(names) < pictures:
         raise UserError(f"{root}: expected at least {pictures} pictures ({', '.join(SUFFIXES)}), found {len(names)}")
     return [root / name for name in sorted(random.Random(seed).sample(names, pictures))]
-
-
-def unreadable(files: Sequence[Path]) -> list[str]:
-    """The errors of those files that are no whole pictures."""
-    from mentor_rl.pictures import open_picture
-
-    faults = []
-    for file in files:
-        try:
-            open_picture(file)
-        except UserError as error:
-            faults.append(str(error))
-    return faults

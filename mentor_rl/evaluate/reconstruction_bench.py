@@ -26,11 +26,10 @@ from mentor_rl.evaluate.reconstruction import (
     compare_pictures,
     psnr,
     rmse,
-    unreadable,
 )
 from mentor_rl.evaluate.result import Value
 from mentor_rl.evaluate.tokenizer_ceiling import Ceiling
-from mentor_rl.pictures import open_picture
+from mentor_rl.pictures import open_picture, unreadable
 
 MADE = "made"
 BASELINES = {"tokenizer": "tokenizer", "bicubic": f"{SEEN} bicubic", "copy": "copy"}

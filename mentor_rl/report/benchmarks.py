@@ -8,17 +8,14 @@ from pathlib import Path
 
 from mentor_base.errors import UserError
 from mentor_rl.evaluate.published import ours_in, shown, table_beside
-from mentor_rl.evaluate.result import Result
+from mentor_rl.evaluate.result import Result, result_files
 from mentor_rl.plot import Point, scatter_chart
 from mentor_rl.report.markup import figure, mean_of, picture, section, table, value_cell
-
-OTHER_FILES = ("ablation",)  # results that are no benchmark's
 
 
 def read_results(run: Path) -> dict[Path, Result]:
     """The benchmark results that a run or an exported checkpoint holds."""
-    files = sorted((run / "results").glob("*.json"))
-    return {file: Result.read(file) for file in files if file.stem not in OTHER_FILES}
+    return {file: Result.read(file) for file in result_files(run)}
 
 
 def results_section(results: Mapping[Path, Result]) -> str:
@@ -34,12 +31,12 @@ def results_section(results: Mapping[Path, Result]) -> str:
 
 
 def results_together(results: Mapping[str, Result]) -> str:
-    """Results of one benchmark by one judge in one table; those of different judges stay apart."""
-    groups: dict[tuple[str, str, bool], dict[str, Result]] = {}
+    """Results of one benchmark by one judge on the same prompts in one table; others stay apart."""
+    groups: dict[tuple[str, str, bool, str], dict[str, Result]] = {}
     for label, result in results.items():
-        groups.setdefault((result.benchmark, result.judge, result.stand_in), {})[label] = result
+        groups.setdefault((result.benchmark, result.judge, result.stand_in, result.prompts), {})[label] = result
     parts = []
-    for (benchmark, _, _), group in groups.items():
+    for (benchmark, *_), group in groups.items():
         if len(group) > 1:
             points = {
                 f"{label}: {row}": point for label, result in group.items() for row, point in cp_pf(result).items()
@@ -60,13 +57,14 @@ def result_table(results: Mapping[str, Result]) -> str:
     ]
     first = next(iter(results.values()))
     judge = f"Judge: {first.judge}{' (a stand-in: not comparable with published numbers)' if first.stand_in else ''}. "
-    seeds = f"Seeds: {list(first.seeds)}."
+    seeds = f"Seeds: {', '.join(dict.fromkeys(str(list(result.seeds)) for result in results.values()))}."
     gaps = [
-        f"{label or first.benchmark}: {result.coverage.get('scored'):g} of {result.coverage['items']:g} pictures scored"
+        f"{label or first.benchmark}: {scored:g} of {asked:g} pictures scored"
         for label, result in results.items()
-        if result.coverage.get("scored") != result.coverage.get("items")
+        if (scored := result.coverage.get("scored", 0)) != (asked := result.coverage.get("items", scored))
     ]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (*gaps, *first.notes))
+    told = dict.fromkeys([*gaps, *(note for result in results.values() for note in result.notes)])
+    notes = "".join(f"<li>{escape(note)}</li>" for note in told)
     below = f"<p>{escape(judge + seeds)}</p>" + (f"<ul>{notes}</ul>" if notes else "")
     return table(["", *map(escape, columns)], rows) + below
 
@@ -102,18 +100,3 @@ def scatter(points: Mapping[str, Point], seeds: Mapping[str, Sequence[Point]] | 
     if not points:
         return ""
     return scatter_chart("Concept preservation against prompt following", points, "PF", "CP", faint=seeds or {})
-
-
-def result_of(path: Path) -> tuple[Path, Result]:
-    """A result's file, or the only result of a folder.
-
-    Raises:
-        UserError: none, or several.
-    """
-    if path.is_file():
-        return path, Result.read(path)
-    found = read_results(path)
-    if len(found) != 1:
-        names = ", ".join(file.name for file in found) or "none"
-        raise UserError(f"{path}: expected one benchmark result in {path / 'results'}, found {names}; name the file")
-    return next(iter(found.items()))

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import MARKER, RunFolder, write_atomically
-from mentor_rl.evaluate.result import Result
+from mentor_rl.evaluate.result import Result, result_file
 from mentor_rl.report.ablation import ablation_section
-from mentor_rl.report.benchmarks import result_of, results_section
+from mentor_rl.report.benchmarks import results_section
 from mentor_rl.report.comparison import comparison_section
 from mentor_rl.report.markup import labels
 from mentor_rl.report.run import run_section
@@ -84,7 +84,7 @@ def _source(path: Path, label: str, anchor: str) -> Source:
     if path.is_file() and path.suffix == ".json":
         return Source(path, label, anchor, result=Result.read(path))
     if (path / "results").is_dir():
-        return Source(path, label, anchor, result=result_of(path)[1])
+        return Source(path, label, anchor, result=Result.read(result_file(path)))
     raise UserError(f"{path}: expected a run folder (with {MARKER}), an ablation or a result (.json), found none")
 
 
@@ -93,8 +93,7 @@ def _section(source: Source) -> str:
         return ablation_section(source.path, source.label, source.anchor)
     if source.result is None:
         return run_section(source.path, source.label, source.anchor)
-    file = result_of(source.path)[0]
-    body = results_section({file: source.result})
+    body = results_section({result_file(source.path): source.result})
     return f"<section id='{source.anchor}'><h1>{escape(source.label)} <small>result</small></h1>{body}</section>"
 
 

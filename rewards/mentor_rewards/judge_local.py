@@ -28,11 +28,12 @@ IMAGE = 1  # the type of a picture's tokens in mm_token_type_ids; text is 0
 
 
 def find_local(model: str) -> None:
-    """Whether a judge's files are there, or can be fetched.
+    """Whether xgrammar is installed, and a judge's files are there or can be fetched.
 
     Raises:
-        RewardError: they are not.
+        RewardError: it is not, they are not.
     """
+    _xgrammar()
     weights_of(model_folder(model, TOKENIZER_FILES))
 
 
@@ -48,12 +49,7 @@ class LocalJudge:
     """
 
     def __init__(self, model: str, device: str, dtype: str) -> None:
-        try:
-            import xgrammar
-        except ImportError as error:
-            raise RewardError(
-                f"backend: local needs the extra 'judge-local': pip install 'mentor-rl[judge-local]' ({error})"
-            ) from error
+        xgrammar = _xgrammar()
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
         try:
@@ -135,6 +131,17 @@ class LocalJudge:
     def _compile(self, template: Question) -> Any:
         """The grammar of a template's answers, without free whitespace: some judges would fill max_tokens with it."""
         return self._compiler.compile_json_schema(template.schema(), any_whitespace=False)
+
+
+def _xgrammar() -> Any:
+    """The package that holds answers to a schema."""
+    try:
+        import xgrammar
+    except ImportError as error:
+        raise RewardError(
+            f"backend: local needs the extra 'judge-local': pip install 'mentor-rl[judge-local]' ({error})"
+        ) from error
+    return xgrammar
 
 
 def _revision(model: str, config: Any) -> str:

@@ -56,6 +56,13 @@ def test_prompts_are_read_and_not_run(data: Path) -> None:
     assert items[0].prompt().images[0].size == (16, 16)
 
 
+def test_hidden_files_are_no_pictures(data: Path, tmp_path: Path) -> None:
+    """A Mac's archive holds ._00.jpg beside 00.jpg: it would be a subject's first picture."""
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "cat" / "._00.jpg").write_bytes(b"resource fork")
+    assert [file.name for file in read_subjects(tmp_path / "data")[0].pictures] == ["00.jpg", "01.jpg"]
+
+
 def test_faults_of_the_data_set_are_one_line(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found no prompts_and_classes\.txt; take the folder dataset/ of google/dream"):
         read_subjects(tmp_path)

@@ -227,6 +227,15 @@ def test_a_dead_judge_is_noticed_before_there_is_a_run_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_local_judge_without_its_package_is_noticed_before_any_work(
+    data: Path, random_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = benchmark(data, backend="local", url=None, model=str(random_policy))
+    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    with pytest.raises(RewardError, match=r"needs the extra 'judge-local': pip install 'mentor-rl\[judge-local\]'"):
+        bench.check()
+
+
 def test_a_whole_run_with_a_gap_reports_coverage_and_lower_bound(
     data: Path, random_policy: Path, tmp_path: Path
 ) -> None:

@@ -16,21 +16,25 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from pydantic import ValidationError
 
 from mentor_base.data.atlas import Atlas
 from mentor_base.data.schema import Prompt
 from mentor_base.data.shapes import COLOURS
 from mentor_base.errors import UserError
-from mentor_base.interrupt import Interrupted
+from mentor_base.interrupt import Interrupted, InterruptGuard
 from mentor_base.runlog import RunFolder
+from mentor_rl.cli import main
 from mentor_rl.evaluate import bootstrap, emojibench
 from mentor_rl.evaluate.cells import Cell, CellStore
-from mentor_rl.evaluate.emojibench import Measured, best_guidance, metrics_of, row_name
+from mentor_rl.evaluate.emojibench import Measured, Part, best_guidance, metrics_of, row_name
+from mentor_rl.evaluate.emojibench_parts import BenchParts
 from mentor_rl.evaluate.emojibench_run import changes_markdown, evaluate, relative_changes
 from mentor_rl.evaluate.evaluator import Calibration, Evaluator, EvaluatorNet, fit_temperature, following
 from mentor_rl.evaluate.fingerprint import fingerprint
-from mentor_rl.evaluate.paired import change, pairs_of
-from mentor_rl.evaluate.recipes import EmojiBenchRecipe
+from mentor_rl.evaluate.paired import change, pairs_of, verdict
+from mentor_rl.evaluate.processes import Processes
+from mentor_rl.evaluate.recipes import BASELINES, EmojiBenchRecipe
 from mentor_rl.evaluate.result import Result
 
 
@@ -59,6 +63,15 @@ def test_bootstrap_knows_the_width_of_a_mean() -> None:
     assert bootstrap.estimate(values, lambda m: m[..., 0]) == [mean, low, high]
     constant = bootstrap.estimate(np.full((5, 1), 0.25), lambda m: m[..., 0])
     assert constant == pytest.approx([0.25, 0.25, 0.25])
+
+
+def test_a_single_item_says_nothing_of_others() -> None:
+    alone = np.array([[0.5]])
+    assert bootstrap.estimate(alone, lambda m: m[..., 0]) == pytest.approx([0.5, math.nan, math.nan], nan_ok=True)
+    changed, relative = bootstrap.paired_change(alone, alone + 0.1, lambda m: m[..., 0])
+    assert changed == pytest.approx([0.1, math.nan, math.nan], nan_ok=True)
+    assert relative == pytest.approx([0.2, math.nan, math.nan], nan_ok=True)
+    assert verdict(changed) == "no interval"
 
 
 def test_paired_change_is_sharper_than_its_parts() -> None:
@@ -113,6 +126,11 @@ def test_changes_pair_items_and_pool_splits() -> None:
     assert changed[1][0] == pytest.approx(0.2)
     assert list(relative_changes(result(), "p", "q")) == ["unseen subjects", "unseen pairs", "held out"]
     assert relative_changes(result(), "p", "q")["unseen pairs"]["PF"] == "+0.0% [+0.0%, +0.0%]"
+    alone = result(**{split: ["a", "b"] for split in ("unseen_subjects", "unseen_pairs")})
+    for row in alone.per_item.values():
+        row |= {"item": ["a"], "CP": row["CP"][:1], "PF": [0.0]}
+    shares = relative_changes(alone, "p", "q")["unseen pairs"]
+    assert shares == {"CP": "+30.0%", "PF": "–", "CP·PF": "–"}  # one item; nothing to take a share of
     with pytest.raises(UserError, match="expected the same items for 'p' and 'q'"):
         pairs_of(result(unseen_pairs=["a", "c"]), "p", "q")
     with pytest.raises(UserError, match="did you mean 'q'"):
@@ -139,6 +157,7 @@ def test_cells_are_found_by_key_and_weights_only(tmp_path: Path) -> None:
     assert found is not None
     assert found.columns["cp"].tolist() == [0.25, 1.0]
     assert [p.getpixel((3, 3)) for p in found.pictures] == [(255, 0, 0), (0, 0, 255)]
+    assert [CellStore(tmp_path, "weights 1").has({"seed": seed}) for seed in (0, 1)] == [True, False]
     assert CellStore(tmp_path, "weights 1").get({"seed": 1}) is None
     assert CellStore(tmp_path, "weights 2").get({"seed": 0}) is None
 
@@ -166,6 +185,9 @@ def test_evaluator_files_are_strict(untrained_evaluator: Path, tmp_path: Path) -
         Evaluator.load(tmp_path)
     broken = tmp_path / "broken"
     broken.mkdir()
+    (broken / "config.json").write_bytes((untrained_evaluator / "config.json").read_bytes())
+    with pytest.raises(UserError, match=r"found no model\.safetensors"):
+        Evaluator.load(broken)
     (broken / "model.safetensors").write_bytes((untrained_evaluator / "model.safetensors").read_bytes())
     text = (untrained_evaluator / "config.json").read_text(encoding="utf-8")
     (broken / "config.json").write_text(text.replace('"width": 8', '"width": 16'))
@@ -241,6 +263,56 @@ def test_a_bench_stops_between_parts_and_goes_on(
     assert "- scored: 18 of 18 pictures\n- guidance: each policy at the scale of 1, 2 with the best" in page
     first = emojibench.bench_items("unseen_subjects", 3)[0].meta["where"]
     assert result.per_item[row_name("target", "unseen_subjects")]["item"][0] == first
+    # That a part is finished is seen without reading it.
+    judge, cells, path = Evaluator.load(untrained_evaluator), run.path / "results" / "cells", str(random_policy)
+    parts = BenchParts(recipe, [path], judge, cells, Processes(), InterruptGuard())
+    monkeypatch.setattr(CellStore, "get", lambda self, key: pytest.fail("a finished part was read"))
+    parts.make("again", [(path, Part("subject", "val", 0, scale)) for scale in (1.0, 2.0)])
+    assert len(drawn) == 2 * (2 + 2 + 1) + 2
+
+
+def test_baselines_are_measured_without_a_policy(untrained_evaluator: Path, tmp_path: Path) -> None:
+    recipe = short_bench(tmp_path / "run", untrained_evaluator, policies={})
+    result = evaluate(recipe, RunFolder.open(recipe.run, recipe.model_dump(mode="json")))
+    assert result is not None
+    assert list(result.metrics) == [row_name(name, "unseen_subjects") for name in BASELINES[:3]]  # no tokenizer
+    assert (tmp_path / "run" / "results" / "emojibench.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"policies": {}, "baselines": False}, "expected policies .* or baselines, found neither"),
+        ({"policies": {"target": "x"}}, "policies.target: expected rows of its own, found 'target' twice"),
+        ({"policies": {"a": ["x", "y"], "a 1": "z"}}, "policies.a 1: expected rows of its own, found 'a 1' twice"),
+        ({"seeds": [0, 0]}, "seeds: expected each once"),
+        ({"guidance": [1.0, 1.0]}, "guidance: expected each once"),
+        ({"seeds": []}, "at least 1 item"),
+        ({"guidance": []}, "at least 1 item"),
+        ({"splits": []}, "at least 1 item"),
+    ],
+)
+def test_rows_that_would_hide_each_other_are_refused(changes: dict[str, Any], line: str) -> None:
+    values = {"kind": "evaluate", "run": "r", "benchmark": "emojibench", "policies": {"a": "x"}, "evaluator": "e"}
+    EmojiBenchRecipe.model_validate({**values, "policies": {"target": "x"}, "baselines": False})
+    with pytest.raises(ValidationError, match=line):
+        EmojiBenchRecipe.model_validate({**values, **changes})
+
+
+def test_a_policy_that_is_none_is_told_before_another_one_has_drawn(
+    untrained_evaluator: Path, random_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    recipe = short_bench(
+        tmp_path / "run", untrained_evaluator, {"before": str(random_policy), "after": str(tmp_path / "empty")}
+    )
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(file)])
+    assert ended.value.code == 2
+    assert "empty: expected a model folder or a finished run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

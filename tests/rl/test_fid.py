@@ -25,6 +25,7 @@ from mentor_rl.evaluate.fid_features import ClipFeatures, InceptionFeatures
 from mentor_rl.evaluate.fid_inception import Inception, load_inception, resized
 from mentor_rl.evaluate.picture_run import run_benchmark
 from mentor_rl.evaluate.recipes import FidRecipe
+from mentor_rl.evaluate.result import Result
 
 GOLDEN_PLACES = [2, 4, 6, 7]
 GOLDEN = [1.4922982, 1.6895664, 5.7838416, 0.5411785]
@@ -55,7 +56,7 @@ def test_equal_sets_and_shifted_sets() -> None:
     assert frechet_distance(features, features + 2) == pytest.approx(4 * 80, rel=1e-5)
     kid, spread = kernel_distance(features, rng.normal(size=(50, 80)).astype(np.float32))
     assert abs(kid) < 0.05
-    assert spread == 0.0  # one subset: it is the whole set
+    assert np.isnan(spread)  # one subset, the whole set: nothing varies
     assert kernel_distance(features, features + 2)[0] > 1
     with pytest.raises(ValueError, match="equally many features"):
         frechet_distance(features, features[:, :3])
@@ -173,6 +174,10 @@ def test_a_set_is_near_itself_and_far_from_another(tmp_path: Path) -> None:
     assert result.metrics["black"]["FD-CLIP"] > 0.1
     assert (result.stand_in, result.metrics["same"]["pictures"]) == (True, 6)
     assert "not the standard FID" in result.judge
+    few = "6 pictures for 96 features: their covariance is singular, and FD-CLIP means little"
+    assert few in result.notes
+    assert "| same | 0.000 | -" in (tmp_path / "run" / "results" / "fid.md").read_text(encoding="utf-8")
+    assert Result.read(tmp_path / "run" / "results" / "fid.json").metrics["same"]["sd over subsets"] is None
     # The same from a file of statistics.
     features = ClipFeatures(CLIP)([Image.open(tmp_path / "real" / f"{i}.png") for i in range(6)])
     np.savez(tmp_path / "real.npz", mu=features.mean(0), sigma=covariance(features))

@@ -253,7 +253,7 @@ def test_a_policy_that_is_none_and_a_device_that_is_none_stop_before_drawing(
     (tmp_path / "empty").mkdir()
     second = {**recipe["policies"], "second": str(tmp_path / "empty")}
     with pytest.raises(UserError, match=r"empty: expected a model folder or a finished run"):
-        check_policies(T2IRewardsRecipe.model_validate({**recipe, "policies": second}))
+        check_policies(second.values())
     with pytest.raises(UserError, match="device: expected one of this machine, found 'gpu'"):
         run({**recipe, "device": "gpu"})
     assert not (tmp_path / "run" / "pictures").exists()
@@ -266,6 +266,11 @@ def test_other_weights_do_not_go_on_with_drawn_pictures(recipe: dict[str, Any], 
     (Path(recipe["run"]) / "recipe.yaml").write_text(yaml.safe_dump(changed), encoding="utf-8")
     with pytest.raises(UserError, match="were drawn by"):
         run(changed)
+    both = {**recipe, "policies": {"new": str(other_policy), "fox": str(other_policy)}}
+    (Path(recipe["run"]) / "recipe.yaml").write_text(yaml.safe_dump(both), encoding="utf-8")
+    with pytest.raises(UserError, match="fox: these pictures were drawn by"):  # told before the first one draws
+        run(both)
+    assert not pictures(Path(recipe["run"]) / "pictures" / "new")
 
 
 def test_other_prompts_do_not_go_on_with_drawn_pictures(recipe: dict[str, Any]) -> None:
@@ -310,7 +315,8 @@ def test_prompt_files(tmp_path: Path, name: str, text: str) -> None:
     [
         ("a.csv", "id,promt\n1,a cat\n", "a.csv:1: expected a column 'prompt', found id, promt"),
         ("a.jsonl", '{"prompt": ""}\n', "a.jsonl:1: expected a prompt, found ''"),
-        ("a.jsonl", "{\n", "expected jsonl in UTF-8"),
+        ("a.jsonl", '{"prompt": "a cat"}\n{\n', "a.jsonl:2: expected a JSON object: Expecting property name"),
+        ("a.json", "[\n", "expected json in UTF-8"),
         ("a.txt", "\n", "expected prompts, found none"),
         ("a.tsv", "a", "expected a prompt file of .txt, .csv, .jsonl, .json"),
     ],

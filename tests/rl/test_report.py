@@ -23,7 +23,7 @@ from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.result import Result
 from mentor_rl.plot import COLOURS, heat_map, line_chart, scatter_chart
 from mentor_rl.plot_labels import Box, place_labels
-from mentor_rl.report.benchmarks import published_table
+from mentor_rl.report.benchmarks import published_table, results_together
 from mentor_rl.report.page import write_report
 
 HOSTILE = '<script>alert("x")</script>'
@@ -288,6 +288,21 @@ def test_benchmarks_of_several_runs_stand_side_by_side_and_gaps_are_told(tmp_pat
     assert "<span>two: fox</span>" in page
     assert "8 of 9 pictures scored" in page
     assert "Published numbers are left out. dreambench_plus: not all pictures were scored" in page
+
+
+def test_results_on_other_prompts_are_not_put_together() -> None:
+    """As `mentor compare` refuses them. What stands together tells the seeds and the notes of all."""
+
+    def result(cp: float, prompts: str, seed: int, note: str) -> Result:
+        return Result("emojibench", {"fox": {"CP": cp}}, judge="j", prompts=prompts, seeds=(seed,), notes=(note,))
+
+    alike = {"a": result(0.125, "8", 0, "first"), "b": result(0.25, "8", 7, "second")}
+    shown = results_together({**alike, "c": result(0.5, "96", 0, "third")})
+    assert "a: fox" in shown
+    assert "b: fox" in shown
+    assert "c: fox" not in shown
+    assert "Seeds: [0], [7]." in shown
+    assert "<li>first</li><li>second</li>" in shown
 
 
 def test_published_rows_stand_above_ours() -> None:
