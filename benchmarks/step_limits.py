@@ -55,8 +55,8 @@ def works_of(settings: RolloutSettings) -> dict[str, Callable[[], object]]:
     policy = random_policy(config, CPU, torch.float32, settings.seed)
     prefix = random_prefix(config, settings.prompts, settings.prefix, CPU, torch.float32, settings.seed + 1)
     ours, reference, place = Ours(policy, prefix, settings), Reference(policy, prefix, settings), settings.tokens // 2
-    ours.prefill(jumps=True)
-    reference.prefill(jumps=True)
+    ours.prefill()
+    reference.prefill()
     products, attention = list(products_of(ours)), list(attention_of(ours, place))
     return {
         "our step": without_gradient(lambda: ours.step(place)),

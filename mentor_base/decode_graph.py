@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
 
 from mentor_base.errors import UserError
 from mentor_base.generate import Decoding, Generation
@@ -25,6 +24,7 @@ from mentor_base.prefix import Prefix
 
 Way = Literal["eager", "compile", "graph"]
 WARM_UPS = 2  # torch wants kernels to have run before they are captured
+COMPILATIONS = 256  # one per window and shape of batch; torch would give up after 8
 
 
 class DecodeEngine:
@@ -32,7 +32,8 @@ class DecodeEngine:
 
     It holds the caches of the last shape (prompts, group size, slots, sampling) and what was compiled or captured for
     it. Weights may change in place between calls, as an optimizer changes them; a moved or replaced model needs a new
-    engine. Engines that gather weights for each call (ZeRO-3, FSDP) cannot be captured.
+    engine. Under autocast each call captures its graphs anew: they read casts of the weights, which autocast drops at
+    its end. Engines that gather weights for each call (ZeRO-3, FSDP) cannot be captured.
 
     Args:
         way: "graph" needs a GPU; "compile" a C++ compiler on a CPU.
@@ -48,16 +49,13 @@ class DecodeEngine:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._advance: Callable[[Decoding], None] = _advance
         if way == "compile":
-            self._advance = torch.compile(_advance, dynamic=False, fullgraph=True, backend=backend)
+            compiled = torch.compile(_advance, dynamic=False, fullgraph=True, backend=backend)
+            self._advance = torch._dynamo.config.patch(recompile_limit=COMPILATIONS)(compiled)
 
     def padded(self, prefix: Prefix) -> Prefix:
         """The same prompts with a multiple of ``slots`` prefix slots."""
-        gap = -prefix.mask_KT.shape[1] % self.slots
-        return Prefix(
-            F.pad(prefix.features_KTC, (0, 0, gap, 0)),
-            F.pad(prefix.mask_KT, (gap, 0)),
-            F.pad(prefix.positions_KT2, (0, 0, gap, 0)),
-        )
+        slots = prefix.mask_KT.shape[1]
+        return prefix.padded(slots + -slots % self.slots)
 
     def run(self, fresh: Decoding) -> Generation:
         """Draw all tokens of a decoding whose prefix was read.
@@ -65,8 +63,6 @@ class DecodeEngine:
         Raises:
             UserError: "graph" without a GPU.
         """
-        if self.way == "graph" and fresh.hidden.device.type != "cuda":
-            raise UserError(f"decoding as CUDA graphs: expected a model on a GPU, found it on {fresh.hidden.device}")
         decoding = self._taken_in(fresh)
         cache, length = decoding.cache, decoding.cache.length
         for place in range(length - 1):
@@ -81,16 +77,17 @@ class DecodeEngine:
         autocast = torch.is_autocast_enabled(hidden.device.type)
         scaled = fresh.scales_N1 is not None
         shape = (sampling, scaled, autocast, hidden.shape, hidden.dtype, fresh.cache.prefix[0][0].shape)
-        held = self._held
-        if held is None or shape != self._shape or held.model is not fresh.model:
-            self._held, self._shape = fresh, shape
+        if autocast:
             self._graphs.clear()
+        if self._held is None or shape != self._shape or self._held.model is not fresh.model:
+            self._graphs.clear()
+            self._held, self._shape = fresh, shape
             fresh.cache.place = torch.zeros(1, dtype=torch.long, device=fresh.hidden.device)
-            for part in (part for pair in fresh.cache.own for part in pair):
-                part.zero_()  # what is masked is still multiplied by 0, which NaN would survive
+            fresh.cache.reserve()
             fresh.hidden, fresh.uniforms_NL = fresh.hidden.clone(), fresh.uniforms_NL.clone()
             fresh.scales_N1 = None if fresh.scales_N1 is None else fresh.scales_N1.clone()
             return fresh
+        held = self._held
         for old, new in zip(_inputs(held), _inputs(fresh), strict=True):
             if old is not new:
                 old.copy_(new)
@@ -120,7 +117,13 @@ def _advance(decoding: Decoding) -> None:
 
 
 def _captured(decoding: Decoding) -> torch.cuda.CUDAGraph:
-    """A graph of ``_advance`` with the present window; leaves hidden states and place as they were."""
+    """A graph of ``_advance`` with the present window; leaves hidden states and place as they were.
+
+    Raises:
+        UserError: without a GPU.
+    """
+    if decoding.hidden.device.type != "cuda":
+        raise UserError(f"decoding as CUDA graphs: expected a model on a GPU, found it on {decoding.hidden.device}")
     place = decoding.cache.place
     assert place is not None
     before = decoding.hidden.clone(), place.clone()
@@ -133,7 +136,7 @@ def _captured(decoding: Decoding) -> torch.cuda.CUDAGraph:
             place.copy_(before[1])
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # rewards may be at work in another thread
         _advance(decoding)
     return graph
 

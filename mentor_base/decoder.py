@@ -187,6 +187,8 @@ class Decoder(nn.Module):
 
     def step(self, tokens_N: torch.Tensor, cache: DecoderCache) -> torch.Tensor:
         """The next token of each image -> hidden_ND that predicts the one after it. Moves the cache on."""
+        if not cache.own:
+            cache.reserve()
         x_ND = F.embedding(tokens_N, cache.tables.embedding_VD)
         attend, turn = StepAttention(cache), cache.turn()
         for block in self.blocks:

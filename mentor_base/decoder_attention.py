@@ -59,7 +59,7 @@ class Layout(NamedTuple):
 
 
 class PrefixAttention:
-    """Prefix rows only (prefill). Fills the cache, block after block."""
+    """Prefix rows only (prefill). Their keys and values go into the cache, block after block."""
 
     def __init__(self, layout: Layout, cache: DecoderCache) -> None:
         self.layout, self.cache, self.mask = layout, cache, layout.prefix_mask()
@@ -67,10 +67,7 @@ class PrefixAttention:
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, last: bool) -> torch.Tensor:
         dtype = computing_dtype(q)
         q_KHTd, k_KHTd, v_KHTd = (self.layout.prefix_heads(x).to(dtype).contiguous() for x in (q, k, v))
-        prompts, heads, _, width = k_KHTd.shape
-        own = (prompts, heads, self.cache.group_size, self.cache.length, width)
         self.cache.prefix.append((k_KHTd, v_KHTd))
-        self.cache.own.append((k_KHTd.new_empty(own), v_KHTd.new_empty(own)))
         return _prefix_attention(q_KHTd, k_KHTd, v_KHTd, self.mask, last).to(q.dtype)
 
 

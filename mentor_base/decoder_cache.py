@@ -29,7 +29,7 @@ class DecoderCache:
 
     Attributes:
         prefix: per block, keys and values [K, H, T, d] of the prompts, shared by their groups.
-        own: per block, keys and values [K, H, G, L, d] of the images so far.
+        own: per block, keys and values [K, H, G, L, d] of the images so far; empty before the first step (``reserve``).
         prefix_bias: 0 at valid prefix slots, -inf at padding: [K, 1, 1, T].
         position: image inputs seen so far.
         tables: of the model that made the cache.
@@ -52,6 +52,16 @@ class DecoderCache:
     window: int = 0
     prefix: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     own: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def reserve(self) -> None:
+        """Make room for the images. Not while the prefix is read: an engine works on in the room of its first call.
+
+        Zeros, since what a window masks is multiplied by 0 nevertheless, which NaN would survive.
+        """
+        for keys, values in self.prefix:
+            prompts, heads, _, width = keys.shape
+            shape = (prompts, heads, self.group_size, self.length, width)
+            self.own.append((keys.new_zeros(shape), values.new_zeros(shape)))
 
     def product(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """The layer's output."""

@@ -91,8 +91,8 @@ def parts_of(steps: int, timed: int | None) -> list[Part]:
 class Way(Protocol):
     """One way of sampling, step by step."""
 
-    def prefill(self, jumps: bool) -> None:
-        """Read the prefixes and choose token 0; ``jumps``: places will be left out."""
+    def prefill(self) -> None:
+        """Read the prefixes and choose token 0."""
 
     def step(self, place: int) -> None:
         """Read the token at ``place``, choose the next."""
@@ -104,14 +104,12 @@ class Ours:
         shape = (settings.batch, policy.config.image_tokens)
         self.uniforms_NL = torch.zeros(shape, dtype=torch.float64, device=prefix.mask_KT.device)
 
-    def prefill(self, jumps: bool) -> None:
+    def prefill(self) -> None:
         settings = self.settings
         self.decoding = Decoding(
             self.policy, self.prefix, settings.group, settings.sampling, uniforms_NL=self.uniforms_NL
         )
-        if jumps:  # counted, though only what is left out makes it necessary
-            for part in (part for pair in self.decoding.cache.own for part in pair):
-                part.zero_()
+        self.decoding.cache.reserve()  # counted; places that a timing leaves out are zero
         self.tokens_N1 = self.decoding.draw(0)
 
     def step(self, place: int) -> None:
@@ -126,7 +124,7 @@ class Reference:
         rows = torch.arange(settings.prompts, device=prefix.mask_KT.device)
         self.prefix_N = prefix.rows(rows.repeat_interleave(settings.group))
 
-    def prefill(self, jumps: bool) -> None:
+    def prefill(self) -> None:
         self.sampler = ReferenceSampler(self.policy.decoder, self.guidance)
         self.tokens_N1 = self.sampler.prefill(self.prefix_N)
 
@@ -147,7 +145,7 @@ class Timing(NamedTuple):
 
 def time_way(way: Way, parts: list[Part], device: torch.device) -> Timing:
     began = now(device)
-    way.prefill(jumps=len(parts) > 1)
+    way.prefill()
     prefill, steps = now(device) - began, 0.0
     for part in parts:
         began = now(device)
@@ -215,7 +213,7 @@ def _engine(settings: RolloutSettings) -> DecodeEngine | None:
 def _first_tokens(ours: Ours, count: int, engine: DecodeEngine | None) -> torch.Tensor:
     if engine is not None:
         return _whole(ours, engine)[:, :count]
-    ours.prefill(jumps=False)
+    ours.prefill()
     for place in range(count - 1):
         ours.step(place)
     return ours.decoding.tokens_NL[:, :count]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from policies import mixed_prompts, shared_policy
+from policies import mixed_prompts, shared_policy, small_policy
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mentor_base import products
+from mentor_base import decode_graph, products
 from mentor_base.decode_graph import DecodeEngine
 from mentor_base.errors import UserError
-from mentor_base.generate import Generation, generate
+from mentor_base.generate import Decoding, Generation, generate
 from mentor_base.settings import Sampling
 
 
@@ -49,6 +53,83 @@ def test_the_static_step_is_one_graph() -> None:
     """``fullgraph`` raises where Python would interrupt a compiled step, as a synchronisation with the host does."""
     engine, sampling = DecodeEngine("compile", window=16, backend="eager"), Sampling(guidance_scale=3.0)
     assert torch.equal(drawn(engine, sampling, 0).tokens_NL, drawn(None, sampling, 0).tokens_NL)
+
+
+def test_each_window_may_be_compiled() -> None:
+    """A picture of 512 pixels has 16 windows; torch gives up after 8 compilations, here after 2."""
+    engine, sampling = DecodeEngine("compile", window=4, slots=56, backend="eager"), Sampling()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        assert torch.equal(drawn(engine, sampling, 0).tokens_NL, drawn(None, sampling, 0).tokens_NL)
+
+
+class Tape(TorchDispatchMode):
+    """A CUDA graph on a CPU: what was done once is done again, by the same operations on the same memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.done.append((func, args, kwargs or {}, made))
+        return made
+
+    def replay(self) -> None:
+        for func, args, kwargs, made in self.done:
+            for old, new in zip(tree_leaves(made), tree_leaves(func(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+def taped(decoding: Decoding) -> Tape:
+    """A step on a tape; leaves the decoding as it was."""
+    place = decoding.cache.place
+    assert place is not None
+    before = decoding.hidden.clone(), place.clone()
+    with Tape() as tape:
+        decode_graph._advance(decoding)
+    decoding.hidden.copy_(before[0])
+    place.copy_(before[1])
+    return tape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("autocast", [False, True])
+def test_graphs_read_the_weights_of_their_own_time(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autocast keeps casts of the weights and drops them at its end; a graph would go on with the old ones."""
+    monkeypatch.setattr(decode_graph, "_captured", taped)
+    model, processor = small_policy()
+    engines = [DecodeEngine(way, window=7, slots=56) for way in ("graph", "eager")]
+    seen = []
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            prefix = model(mode="encode", **processor(mixed_prompts()))
+            replayed, plain = (
+                generate(model, prefix, 2, Sampling(guidance_scale=3.0), torch.Generator().manual_seed(1), engine=way)
+                for way in engines
+            )
+        assert torch.equal(replayed.tokens_NL, plain.tokens_NL)
+        torch.testing.assert_close(replayed.logp_NL, plain.logp_NL)
+        seen.append(plain.logp_NL)
+        model.decoder.blocks[1].qkv.weight.mul_(1.5)
+        model.decoder.head.weight.mul_(1.5)
+    assert not torch.equal(*seen)
+
+
+def test_an_engine_keeps_one_room_for_its_pictures() -> None:
+    """Keys and values of the pictures are most of a rollout's memory; a second call may not ask for them again."""
+    model, processor = shared_policy()
+    engine = DecodeEngine("eager", slots=56)
+    for seed in (0, 1):
+        drawn(engine, Sampling(), seed)
+    assert engine._held is not None
+    with torch.no_grad():
+        prefix = engine.padded(model(mode="encode", **processor(mixed_prompts()[:2])))
+        fresh = Decoding(model, prefix, 2, Sampling(), torch.Generator(), prepare=False)
+    held = engine._held.cache.own
+    engine.run(fresh)
+    assert not fresh.cache.own
+    assert engine._held.cache.own is held
 
 
 def test_graphs_need_a_gpu() -> None:

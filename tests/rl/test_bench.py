@@ -91,7 +91,7 @@ class Linear:
     def __init__(self) -> None:
         self.time, self.places = 0.0, list[int]()
 
-    def prefill(self, jumps: bool) -> None:
+    def prefill(self) -> None:
         self.time += 5.0
 
     def step(self, place: int) -> None:
