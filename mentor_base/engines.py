@@ -24,11 +24,11 @@ Value = TypeVar("Value")
 def whole(policy: nn.Module) -> Iterator[None]:
     """All weights on every process, inside the block. They must not be changed there."""
     shards = [module for module in policy.modules() if isinstance(module, FSDPModule)]
-    dealt_out = _of_zero3(policy)
-    if dealt_out:
+    parts = _of_zero3(policy)
+    if parts:
         import deepspeed
 
-        with deepspeed.zero.GatheredParameters(dealt_out):
+        with deepspeed.zero.GatheredParameters(parts):
             yield
         return
     for module in shards:
@@ -40,6 +40,11 @@ def whole(policy: nn.Module) -> Iterator[None]:
         for module in shards:  # the root stays gathered from forward to backward, as torch and accelerate set it up
             module.set_reshard_after_forward(module is not policy, recurse=False)
             module.reshard()
+
+
+def dealt_out(policy: nn.Module) -> bool:
+    """Whether passes gather weights from the other processes, which therefore have to make as many of them."""
+    return isinstance(policy, FSDPModule) or bool(_of_zero3(policy))
 
 
 def tokenizer_state(policy: nn.Module) -> dict[str, torch.Tensor]:

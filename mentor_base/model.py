@@ -25,6 +25,7 @@ from mentor_base.config import MentorConfig
 from mentor_base.decoder import Decoder, RMSNorm
 from mentor_base.decoder_cache import DecoderCache, Tables
 from mentor_base.encoder import MultimodalEncoder
+from mentor_base.engines import dealt_out
 from mentor_base.errors import UserError, nearest
 from mentor_base.guidance import CHUNK_ROWS, EntropyMode, TokenLogProbs, token_logprobs
 from mentor_base.images import to_images
@@ -162,7 +163,8 @@ class MentorForConditionalGeneration(PreTrainedModel):
             condition_drop = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         batch, tables = PromptBatch(**inputs), self._tables()
         loss_N = torch.zeros(len(tokens), device=tokens.device)
-        for rows in length_buckets(batch.attention_mask.sum(1).tolist()):
+        lengths = batch.attention_mask.sum(1).tolist()
+        for rows in [torch.arange(len(lengths))] if dealt_out(self) else length_buckets(lengths):
             index = rows.to(tokens.device)
             part = batch.rows(index, self.config.placeholder_id, self.config.picture_slots)
             losses = self._row_losses(part, tokens[index], condition_drop[index], tables)

@@ -2,8 +2,9 @@
 
 engine_process.py OUT ddp|fsdp2|zero2|zero3 ...
 
-Process 0 has prompts without pictures, process 1 prompts with them. OUT/ENGINE.safetensors holds the mean loss, the
-whole gradients, a sample and the state. Both processes are forks of this one, which has paid for the imports.
+Process 0 has prompts without pictures, of one length; process 1 prompts with one and with two, whose batch one process
+would cut in two (prompt_batch.py). OUT/ENGINE.safetensors holds the mean loss, the whole gradients, a sample and the
+state. Both processes are forks of this one, which has paid for the imports.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mentor_base.sft import set_trained_parts
 
 PROMPTS = (
     Prompt("two blue circles"),
-    Prompt("a red fox on a white background"),
+    Prompt("a red fox"),
     Prompt("<image> cut out the boat", (picture(1),)),
     Prompt("a red fox <image> on <image> in line art style", (picture(2), picture(3))),
 )

@@ -16,6 +16,8 @@ import torch
 from engine_process import Gradients, alone, draw, policy_and_batch
 from safetensors.torch import load_file
 
+from mentor_base.prompt_batch import length_buckets
+
 SCRIPT = Path(__file__).with_name("engine_process.py")
 NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
 
@@ -40,6 +42,10 @@ def torch_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_process() -> tuple[torch.Tensor, Gradients]:
+    lengths = [policy_and_batch(rows)[1]["attention_mask"].sum(1).tolist() for rows in ((0, 1), (2, 3))]
+    assert [len(length_buckets(found)) for found in lengths] == [1, 2], (
+        "a sharded process cannot wait for a second pass"
+    )
     return alone((0, 1, 2, 3))
 
 
