@@ -33,6 +33,7 @@ from mentor_base.errors import UserError
 
 FEATURE_SCALE = 4.0  # brings unit-length feature maps to entries of order one
 LATENT_SCALE = 2.0
+PIXELS_AT_A_TIME = 1 << 22  # 16 pictures of 512: VQ-16 holds about .4 GB of feature maps for each of them
 
 
 class VQConfig(PreTrainedConfig):
@@ -84,6 +85,11 @@ class VQOutput(ModelOutput):
     tokens_NL: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     commitment: torch.Tensor | None = None
+
+
+def at_a_time(pixels: int) -> int:
+    """How many pictures of so many pixels a tokenizer works on together, lest a rollout's pictures fill a GPU."""
+    return max(1, PIXELS_AT_A_TIME // pixels)
 
 
 def norm_of(config: VQConfig, channels: int) -> nn.Module:
@@ -308,8 +314,10 @@ class VQModel(PreTrainedModel):
         return (latents_NLK @ self.codebook.T).argmax(-1)
 
     def encode(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
-        """pixels in [-1, 1], sides multiples of the stride -> tokens_NL, long, row-major."""
-        return self.nearest(self.latents(pixels_N3HW))
+        """pixels in [-1, 1], sides multiples of the stride -> tokens_NL, long, row-major. Some pictures at a time."""
+        pixels_N3HW = self._checked(pixels_N3HW)
+        parts = pixels_N3HW.split(at_a_time(pixels_N3HW.shape[2] * pixels_N3HW.shape[3]))
+        return torch.cat([self.nearest(self.latents(part)) for part in parts])
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that stand for the function ``encode``: same digits, same codes. Weights are hashed as
@@ -324,8 +332,12 @@ class VQModel(PreTrainedModel):
         return digest.hexdigest()[:16]
 
     def decode(self, tokens_NL: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """tokens_NL -> pixels_N3HW, float, not clamped. ``grid`` is (rows, columns) of codes; default: a square."""
-        return self._decode_vectors(self.codebook[tokens_NL], grid)
+        """tokens_NL -> pixels_N3HW, float, not clamped; some pictures at a time.
+
+        ``grid`` is (rows, columns) of codes; default: a square.
+        """
+        codebook, parts = self.codebook, tokens_NL.split(at_a_time(tokens_NL.shape[1] * self.config.stride**2))
+        return torch.cat([self._decode_vectors(codebook[part], grid) for part in parts])
 
     def trunk_features(self, pixels_N3HW: torch.Tensor) -> torch.Tensor:
         """features_NLF: the last feature map (unit length x 4) beside its latent (unit length x 2), row-major."""

@@ -22,8 +22,9 @@ holds a length bucket (a batch has at most two), its log-softmax stays until the
 
 Sampling: keys and values of the prompts (shared by a group) and images in all layers, a 2 D (K T + N L), and 24 bytes a
 code for the step's logits, probabilities and cumulative sums in float64. The VQ tokenizer's encoder (supervised
-targets) and decoder (rollouts) hold about three float32 maps of its first width at full resolution, per picture of the
-call. Sampling, encoding targets and updating follow each other, so a peak counts the largest of the three.
+targets) and decoder (rollouts) hold about three float32 maps of its first width at full resolution, per picture; they
+take some pictures of a call at a time (vq.py, ``at_a_time``). Sampling, encoding targets and updating follow each
+other, so a peak counts the largest of the three.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dataclasses import dataclass, fields
 
 from mentor_base.config import MentorConfig
 from mentor_base.guidance import CHUNK_ROWS
+from mentor_base.vq import at_a_time
 from mentor_rl.plan.compute import GUIDE_TOKENS
 from mentor_rl.plan.hardware import ZERO3_LIVE, ZERO_BUFFER, Launch
 from mentor_rl.plan.policy import Pass, PolicyFacts, gradient_reaches
@@ -148,8 +150,9 @@ def sampling_cache(config: MentorConfig, call: Pass, precision: str) -> float:
 
 
 def tokenizer_work(config: MentorConfig, images: float, decoding: bool) -> float:
-    """The tokenizer's feature maps for so many pictures at once; bytes."""
+    """The tokenizer's feature maps for so many pictures of a call; bytes."""
     vq = config.vq_config
+    images = min(images, at_a_time(vq.image_size**2))
     channels = (vq.decoder_channels if decoding else None) or vq.channels
     return TOKENIZER_MAPS * 4.0 * channels * (vq.image_size // vq.stem_patch) ** 2 * images
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mentor_base import vq
 from mentor_base.errors import UserError
 from mentor_base.interchange.importing import import_vq16
 from mentor_base.vq import VQConfig, VQModel
@@ -104,6 +105,19 @@ def test_tokens_are_row_major() -> None:
     same = (model.encode(upper) == model.encode(whole)).reshape(8, 8)
     assert same[:2].all()
     assert not same[6:].all()
+
+
+@torch.no_grad()
+def test_many_pictures_go_through_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = small(), list[int]()
+    for part in (model.encoder, model.decoder):
+        part.middle.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    whole = model.encode(pictures(5))
+    decoded = model.decode(whole)
+    monkeypatch.setattr(vq, "PIXELS_AT_A_TIME", 2 * 32 * 32 + 1)
+    assert torch.equal(model.encode(pictures(5)), whole)
+    torch.testing.assert_close(model.decode(whole), decoded)
+    assert seen == [5, 5, 2, 2, 1, 2, 2, 1]
 
 
 def test_training_pass_reaches_the_encoder() -> None:
