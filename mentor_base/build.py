@@ -24,7 +24,10 @@ from mentor_base.vq import VQModel
 
 TEXT_VOCABULARY = 2048
 FROM_SCRATCH = ("tiny",)
-DECIDED = ("vocab_size", "placeholder_id", "t5_config.vocab_size", "qformer_config.vocab_size")
+DECIDED = (
+    "size", "vocab_size", "placeholder_id", "pad_token_id", "eos_token_id", "t5_config.vocab_size",
+    "qformer_config.vocab_size", "qformer_config.pad_token_id",
+)  # fmt: skip
 
 
 def build_policy(
@@ -42,7 +45,7 @@ def build_policy(
         )
     for name in settings.options:
         if name.startswith("vq_config") or name in DECIDED:
-            raise UserError(f"policy.options.{name}: expected no value, the tokenizers decide it")
+            raise UserError(f"policy.options.{name}: expected no value, the tokenizers or another key decide it")
     text = text_tokenizer(corpus)
     options = {
         **settings.options,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.integrations import deepspeed
 from transformers.utils import logging
@@ -60,14 +61,19 @@ def load_policy(path: str | Path, dtype: str = "float32") -> tuple[MentorForCond
         UserError: nothing there, or missing, unknown or misshapen tensors; "stored" with floats of several kinds.
     """
     from mentor_base.model import MentorForConditionalGeneration
-    from mentor_base.processor import MentorProcessor
+    from mentor_base.processor import GUIDE_FOLDER, MentorProcessor
 
     folder = model_folder(path)
     kinds = {**DTYPES, STORED: stored_dtype(folder)} if dtype == STORED else DTYPES
     if dtype not in kinds:
         raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, [*DTYPES, STORED])}")
     model = MentorForConditionalGeneration.from_pretrained(str(folder), dtype=kinds[dtype])
-    return model.eval(), MentorProcessor.from_pretrained(folder)
+    processor = MentorProcessor.from_pretrained(folder)
+    if model.config.connector == "query" and processor.guide_tokenizer is None:
+        raise UserError(
+            f"{folder}: expected the tokenizer of the query connector's texts ({GUIDE_FOLDER}/), found none"
+        )
+    return model.eval(), processor
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -100,7 +106,7 @@ def load_tokenizer_of(path: str | Path) -> VQModel:
     from mentor_base.config import MentorConfig
 
     folder = model_folder(path)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    kind = read_json(folder / "config.json").get("model_type")
     return load_policy(folder)[0].vq if kind == MentorConfig.model_type else load_vq(folder)
 
 
@@ -125,7 +131,8 @@ def strict_from_pretrained(load: Callable[..., Any], kind: str, path: Any, *args
         kind: the ``model_type`` that config.json has to have.
 
     Raises:
-        UserError: another kind of model; or the first tensors that do not fit, with what the weights look like.
+        UserError: another kind of model, no weights, a config that is none; or the first tensors that do not fit, with
+            what the weights look like.
     """
     check_config(path, kind)
     kwargs.setdefault("dtype", torch.float32)
@@ -135,6 +142,8 @@ def strict_from_pretrained(load: Callable[..., Any], kind: str, path: Any, *args
             model, report = load(path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
     except SafetensorError as error:
         raise UserError(f"{path}: expected whole safetensors files, found a damaged one: {error}") from error
+    except (OSError, StrictDataclassError) as error:  # no weights there; a value of another type in config.json
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     misfit = Misfit()
     for key, found, expected in sorted(report["mismatched_keys"]):
         misfit.note_shape(key, expected, found)
@@ -190,7 +199,7 @@ def check_config(path: Any, kind: str) -> None:
     file = Path(str(path)) / "config.json"
     if not file.exists():
         return
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts = read_json(file)
     found = facts.get("model_type")
     if found != kind:
         named = f"'{found}'" if found else "no model_type"
@@ -201,3 +210,18 @@ def check_config(path: Any, kind: str) -> None:
             for key in facts:
                 if key not in known:
                     raise UserError(f"{file}: unknown field '{key}'; {nearest(key, known)}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: no JSON, or something else than an object.
+    """
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: expected JSON, found something else: {error}") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{file}: expected a JSON object, found {type(facts).__name__}")
+    return facts

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPVisionConfig, InstructBlipQFormerConfig, PreTrainedConfig, T5Config
 from transformers.configuration_utils import SubConfigSpec
 
@@ -122,7 +123,7 @@ class MentorConfig(PreTrainedConfig):
                 "MentorConfig.reference_positions: expected 'prefix' with connector 'query', whose slots have no place "
                 "in the picture; found 'grid'"
             )
-        if self.hidden_size % (4 * self.num_attention_heads):
+        if self.num_attention_heads < 1 or self.hidden_size % (4 * self.num_attention_heads):
             raise UserError(
                 "MentorConfig.hidden_size: expected a multiple of 4 x num_attention_heads = "
                 f"{4 * self.num_attention_heads}, found {self.hidden_size}"
@@ -167,7 +168,7 @@ class MentorConfig(PreTrainedConfig):
         as a mapping that is merged into the size's own. When ``hidden_size`` changes, ``intermediate_size`` follows.
 
         Raises:
-            UserError: an unknown size or field.
+            UserError: an unknown size or field, or a value of another type.
         """
         if name not in SIZES:
             raise UserError(f"policy.size: unknown size '{name}'; {nearest(name, SIZES)}")
@@ -179,6 +180,8 @@ class MentorConfig(PreTrainedConfig):
                 raise UserError(f"policy.options: unknown field '{key}'; {nearest(key, known)}")
             if leaf:
                 value = {leaf: value}
+            else:
+                _check_type(key, value, getattr(cls, key, None))
             if part in PARTS and isinstance(value, dict):
                 _check_part(part, value)
                 value = {**fields.get(part, {}), **value}
@@ -191,7 +194,16 @@ class MentorConfig(PreTrainedConfig):
             tokenizer = fields["vq_config"]
             tokenizer = VQConfig(**tokenizer) if isinstance(tokenizer, dict) else tokenizer
             fields["vocab_size"] = tokenizer.codebook_size
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except StrictDataclassError as error:
+            raise UserError(f"policy.options: {' '.join(str(error).split())}") from error
+
+
+def _check_type(key: str, value: Any, default: Any) -> None:
+    kind = (int, float) if isinstance(default, float) else type(default)
+    if default is not None and not isinstance(value, kind):
+        raise UserError(f"policy.options.{key}: expected {type(default).__name__}, found {value!r}")
 
 
 def _check_part(part: str, values: dict[str, Any]) -> None:

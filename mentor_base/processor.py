@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from mentor_base.checkpoint import read_json
 from mentor_base.config import MentorConfig
 from mentor_base.data.rows import shown
 from mentor_base.data.schema import IMAGE_MARK, Example, Prompt
@@ -33,6 +34,7 @@ FILE = "processor.json"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FACTS = ("context_length", "picture_slots", "image_size", "vision_tower")
+TOKENIZER_FILE = "tokenizer.json"
 GUIDE_FOLDER = "guide_tokenizer"
 WHOLE_PICTURE = "whole image"
 GUIDE_LENGTH = 32  # tokens; MENTOR's, as its Q-Former reads names and not captions
@@ -154,12 +156,14 @@ class MentorProcessor:
         """Load what ``save_pretrained`` wrote.
 
         Raises:
-            UserError: no processor there, or one with unknown or missing facts.
+            UserError: no processor there, one with unknown or missing facts, or one without its tokenizer.
         """
         file = Path(folder) / FILE
         if not file.exists():
             raise UserError(f"{folder}: expected a processor ({FILE}), found none")
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        if not (Path(folder) / TOKENIZER_FILE).exists():
+            raise UserError(f"{folder}: expected a text tokenizer ({TOKENIZER_FILE}), found none")
+        facts = read_json(file)
         for name in facts:
             if name not in FACTS:
                 raise UserError(f"{file}: unknown key '{name}'; {nearest(name, FACTS)}")

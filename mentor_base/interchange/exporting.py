@@ -72,6 +72,11 @@ def check_expressible(config: MentorConfig, layout: Format, where: Path) -> None
                 f"{where}: {name}: expected {expected!r}, the only value that {LAYOUTS[layout].title}'s code knows; "
                 f"found {found!r}"
             )
+    if layout == "mentor" and config.connector_width not in (None, config.text_width):
+        raise UserError(
+            f"{where}: connector_width: expected the text encoder's width {config.text_width}, the only one that "
+            f"MENTOR's code knows; found {config.connector_width}"
+        )
 
 
 def reference_state(state: Tensors, layout: Layout) -> dict[str, torch.Tensor]:

@@ -5,14 +5,13 @@ Each choice is noted in the report with where it came from.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken
 from transformers import CLIPVisionConfig, PreTrainedTokenizerFast, T5Config
 
-from mentor_base.checkpoint import check_config, model_folder
+from mentor_base.checkpoint import check_config, model_folder, read_json
 from mentor_base.config import SIZES, MentorConfig
 from mentor_base.data.schema import IMAGE_MARK
 from mentor_base.errors import UserError
@@ -21,13 +20,17 @@ from mentor_base.interchange.names import LLAMAGEN, OURS, VQ16, Layout
 from mentor_base.interchange.options import ImportOptions
 from mentor_base.interchange.report import ImportReport
 from mentor_base.interchange.weight_files import WeightFile, read_weights
+from mentor_base.processor import TOKENIZER_FILE
 from mentor_base.vq import VQConfig
 
 PREFIX_ROTATION = {"gpt": "zero", "gpt-zero-fix": "identity", "gpt-empty-fix": "identity"}  # MENTOR's argument --fix
 PARTS_OF_LLAMAGEN = {"vision_tower": "clip", "factorised_codebook": False}  # its connector is yet to be trained
 PARTS_OF_MENTOR = {**PARTS_OF_LLAMAGEN, "connector": "mlp"}
 MARKS = ("decoder.embedding.weight", "decoder.blocks.0.qkv.weight", "decoder.norm.weight")  # of any decoder
-DECIDED = ("vq_config", "t5_config", "clip_config", "vocab_size", "placeholder_id", "context_length", "size")
+DECIDED = (
+    "vq_config", "t5_config", "clip_config", "vocab_size", "placeholder_id", "pad_token_id", "eos_token_id",
+    "context_length", "size",
+)  # fmt: skip
 GUIDES = ("qformer_config.vocab_size", "qformer_config.pad_token_id")  # the text tokenizer's: guides are its texts too
 
 
@@ -135,8 +138,7 @@ def _facts(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.exists():
         raise UserError(f"{folder}: expected a model folder with config.json, found none")
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
+    return read_json(file)
 
 
 def tokenizer_source(path: Path, side: int | None) -> tuple[VQConfig, WeightFile, Layout]:
@@ -163,8 +165,8 @@ def set_image_size(vq: VQConfig, side: int) -> None:
 
 def text_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The text tokenizer of a folder, with ``<image>`` added behind its vocabulary where it is not in it."""
-    if not (folder / "tokenizer.json").exists():
-        raise UserError(f"{folder}: expected a text tokenizer (tokenizer.json), found none; see --tokenizer")
+    if not (folder / TOKENIZER_FILE).exists():
+        raise UserError(f"{folder}: expected a text tokenizer ({TOKENIZER_FILE}), found none; see --tokenizer")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise UserError(f"{folder}: expected a tokenizer with padding and end-of-text tokens, found none")

@@ -148,6 +148,11 @@ def _policy(
         config = policy_config(file, LAYOUTS[kind], options, vq[0], text, report)
     else:
         config.vq_config = vq[0] if vq else config.vq_config
+        if config.vq_config.codebook_size != config.vocab_size:
+            raise UserError(
+                f"--vq: expected a tokenizer of {config.vocab_size} codes, as the policy has it, found one of "
+                f"{config.vq_config.codebook_size}"
+            )
         set_image_size(config.vq_config, side)
     rows = unconditional_rows(file, LAYOUTS[kind], config)
     config.context_length = options.prefix_rows or rows

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mentor_base.checkpoint import read_json
 from mentor_base.errors import UserError
 
 WRAPPERS = ("model", "module", "state_dict")
@@ -106,7 +107,7 @@ def _read_folder(folder: Path) -> WeightFile:
 
 
 def _read_shards(index: Path) -> WeightFile:
-    places = json.loads(index.read_text(encoding="utf-8")).get("weight_map", {})
+    places = read_json(index).get("weight_map", {})
     tensors: dict[str, torch.Tensor] = {}
     size = 0
     for name in sorted(set(places.values())):
@@ -150,7 +151,7 @@ def write_safetensors(file: Path, tensors: Mapping[str, Pieces], dtype: torch.dt
     safetensors' own writer wants all tensors of a file at once. The format: length of the header (8 bytes, little
     endian), header (JSON: dtype, shape, begin and end of each tensor), data without gaps.
     """
-    kinds = {name: _stored_dtype(pieces, dtype) for name, pieces in tensors.items()}
+    kinds = {name: _stored_dtype(name, pieces, dtype) for name, pieces in tensors.items()}
     order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # every tensor lies aligned to its dtype
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -174,8 +175,8 @@ def joined_shape(pieces: Sequence[torch.Tensor]) -> tuple[int, ...]:
     return tuple(first.shape) if len(pieces) == 1 else (sum(map(len, pieces)), *first.shape[1:])
 
 
-def _stored_dtype(pieces: Pieces, dtype: torch.dtype | None) -> torch.dtype:
+def _stored_dtype(name: str, pieces: Pieces, dtype: torch.dtype | None) -> torch.dtype:
     kind = dtype if dtype is not None and pieces[0].is_floating_point() else pieces[0].dtype
     if kind not in STORED_NAMES:
-        raise UserError(f"weights: expected one of {', '.join(map(str, STORED_NAMES))}, found {kind}")
+        raise UserError(f"'{name}': expected one of {', '.join(map(str, STORED_NAMES))}, found {kind}")
     return kind

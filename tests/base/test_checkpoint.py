@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,43 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a model folder or a finished run"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "line"),
+    [
+        ("model.safetensors", None, "no file named model.safetensors"),
+        ("config.json", "{", r"config\.json: expected JSON, found something else"),
+        ("config.json", "[]", r"config\.json: expected a JSON object, found list"),
+        ("processor.json", "", r"processor\.json: expected JSON, found something else"),
+        ("tokenizer.json", None, r"expected a text tokenizer \(tokenizer\.json\), found none"),
+        ("guide_tokenizer/tokenizer.json", None, "expected the tokenizer of the query connector's texts"),
+    ],
+)
+def test_a_folder_that_lacks_a_file_or_holds_a_broken_one(
+    tmp_path: Path, file: str, text: str | None, line: str
+) -> None:
+    save_policy(*small_policy(**QUERY), tmp_path / "p")
+    if text is not None:
+        (tmp_path / "p" / file).write_text(text, encoding="utf-8")
+    elif "/" in file:
+        shutil.rmtree((tmp_path / "p" / file).parent)
+    else:
+        (tmp_path / "p" / file).unlink()
+    with pytest.raises(UserError, match=line) as caught:
+        load_policy(tmp_path / "p")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_of_another_type_in_a_config_is_named(tmp_path: Path) -> None:
+    save_policy(*shared_policy(), tmp_path)
+    file = tmp_path / "config.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    facts["t5_config"]["num_layers"] = "two"
+    file.write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(UserError, match="'num_layers' expected int, got str") as caught:
+        load_policy(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_tokenizers_load_frozen(tmp_path: Path) -> None:

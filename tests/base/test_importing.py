@@ -24,7 +24,7 @@ from mentor_base.interchange.names import VQ16
 from mentor_base.interchange.options import ImportOptions
 from mentor_base.interchange.report import ImportReport
 from mentor_base.interchange.weight_files import read_weights
-from mentor_base.vq import VQConfig
+from mentor_base.vq import VQConfig, VQModel
 
 
 @pytest.fixture
@@ -290,6 +290,11 @@ def test_folders_of_another_kind_and_sides_that_do_not_fit(mini: Mini, tmp_path:
     with pytest.raises(UserError, match="vq: expected a model of type 'mentor', found 'mentor_vq'"):
         import_checkpoint(mini.vq, "hf", tmp_path / "x", ImportOptions())
     _, out = import_mini(mini, mini.save({"model": mini.mentor, "args": ARGUMENTS}))
+    VQModel(VQConfig(**{**SMALL_VQ, "codebook_size": 64})).save_pretrained(tmp_path / "other")
+    with pytest.raises(
+        UserError, match="--vq: expected a tokenizer of 32 codes, as the policy has it, found one of 64"
+    ):
+        import_checkpoint(out, "hf", tmp_path / "x", ImportOptions(vq=tmp_path / "other"))
     with pytest.raises(UserError, match="--image-size: expected a multiple of 4, found 18"):
         import_checkpoint(out, "hf", tmp_path / "x", ImportOptions(image_size=18))
 
@@ -303,6 +308,7 @@ def test_choices_that_have_to_be_made(mini: Mini) -> None:
         ({"vq": mini.vq, "tokenizer": mini.tokenizer, "dtype": "float61"}, "did you mean 'float16'"),
         ({"vq": mini.vq, "tokenizer": mini.vq}, "expected a text tokenizer"),
         ({"vq": mini.vq, "tokenizer": mini.tokenizer, "options": {"context_length": 9}, "image_size": 16}, "decide it"),
+        ({"vq": mini.vq, "tokenizer": mini.tokenizer, "options": {"eos_token_id": 9}, "image_size": 16}, "decide it"),
         ({"vq": mini.vq, "tokenizer": mini.tokenizer, "options": {"connector": "query"}, "image_size": 16}, "'mlp'"),
     ):
         with pytest.raises(UserError, match=line):

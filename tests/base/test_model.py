@@ -134,7 +134,11 @@ def test_tiny_has_at_most_four_million_parameters() -> None:
         ({"t5_config.d_modell": 3}, "unknown field 't5_config.d_modell'; did you mean 'd_model'"),
         ({"vision_tower": "dino"}, "vision_tower: expected one of clip, tokenizer, found 'dino'"),
         ({"hidden_size": 36}, "hidden_size: expected a multiple of"),
-        ({"vocab_size": 5}, "the tokenizers decide it"),
+        ({"vocab_size": 5}, "vocab_size: expected no value, the tokenizers or another key decide it"),
+        ({"size": "XL"}, "size: expected no value"),
+        ({"eos_token_id": 5}, "eos_token_id: expected no value"),
+        ({"hidden_size": "wide"}, "^policy.options.hidden_size: expected int, found 'wide'$"),
+        ({"t5_config.num_layers": "two"}, "^policy.options: .*'num_layers' expected int, got str"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, object], message: str) -> None:
