@@ -33,9 +33,17 @@ def to_images(pixels_N3HW: torch.Tensor) -> list[Image.Image]:
 
 
 def over_white(image: Image.Image) -> Image.Image:
-    """RGB of any picture; transparent parts become white."""
+    """RGB of any picture; transparent parts become white.
+
+    Raises:
+        ValueError: 32-bit numbers as pixels: which of them is white is not said.
+    """
     if image.mode == "RGB":
         return image
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (Pillow's mode {image.mode})")
+    if image.mode.startswith("I;16"):  # grey; Pillow would make all above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     rgba = image.convert("RGBA")
     ground = Image.new("RGB", rgba.size, WHITE)
     ground.paste(rgba, mask=rgba.getchannel("A"))

@@ -58,10 +58,10 @@ class RunFolder:
         if marker.exists():
             held = reread(yaml.safe_load(marker.read_text(encoding="utf-8")))
             fresh = yaml.safe_load(text)
-            if held == fresh:
+            if held == fresh and (folder.path / MANIFEST).exists():
                 folder._base_seconds = folder.logged_seconds()
                 return folder
-            if folder._begun():
+            if held != fresh and folder._begun():
                 raise UserError(
                     f"{folder.path}: holds another run (differs in {_first_difference(held, fresh)}); "
                     "choose another run=..., or delete the folder"
@@ -152,10 +152,12 @@ class RunFolder:
 
     @contextmanager
     def writing_final(self) -> Iterator[Path]:
-        """A folder to fill, which becomes ``final`` when the block ends well: a kill leaves no half model there."""
+        """A folder to fill, which becomes ``final`` when the block ends well: no kill and no power cut leaves half a
+        model there."""
         staging = self.path / ".final.partial"
         shutil.rmtree(staging, ignore_errors=True)
         yield staging
+        flush(staging)
         staging.rename(self.final)
 
     def manifest(self) -> dict[str, Any]:
@@ -189,11 +191,23 @@ def surroundings() -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a kill leaves either the old or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:  # a full disk: the same command is to find the folder as it was
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
+
+
+def flush(folder: Path) -> None:
+    """Bring all files of a folder to the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def _first_difference(held: Any, fresh: Any, where: str = "") -> str:

@@ -51,7 +51,9 @@ class Optimisation(AdamW):
     """AdamW over batches of examples."""
 
     batch: int = Field(gt=0, description="examples per optimizer step, over all processes")
-    micro_batch: int | None = Field(None, gt=0, description="examples per forward pass and process; default: batch")
+    micro_batch: int | None = Field(
+        None, gt=0, description="examples per forward pass and process; default: a process' share of batch"
+    )
 
 
 class StageOptimisation(Optimisation):
@@ -105,7 +107,7 @@ class EmojiData(Section):
     agreement: Probability = Field(
         0.0, description="least overlap of silhouettes between a training reference and its target (subject)"
     )
-    styles: tuple[str, ...] | None = Field(None, description="styles used; default: all")
+    styles: tuple[str, ...] | None = Field(None, min_length=1, description="styles used; default: all")
 
 
 InputFiles = InputPath | Annotated[tuple[InputPath, ...], Field(min_length=1)]

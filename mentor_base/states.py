@@ -195,13 +195,6 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def flush(folder: Path) -> None:
-    """Bring all files of a folder to the disk."""
-    for name in _files(folder):
-        with (folder / name).open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
 def _flush_folder(folder: Path) -> None:
     """Make a rename in a folder last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)

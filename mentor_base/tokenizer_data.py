@@ -16,7 +16,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from mentor_base.data.atlas import Atlas
-from mentor_base.data.emoji import COLOURS, EmojiWorld
+from mentor_base.data.emoji import EmojiWorld
+from mentor_base.data.shapes import COLOURS
 from mentor_base.images import to_pixels
 from mentor_base.settings import EmojiData, Split
 
@@ -42,6 +43,7 @@ class TrainingPictures:
         """pixels_B3HW of one step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         scenes = int((torch.rand(size, generator=generator) < SCENE_SHARE).sum()) if len(self.scenes_P3HW) else 0
+        scenes = min(scenes, size - 1)  # torch moves no empty block of sprites
         moved = self._moved(self._drawn(self.sprites_S4HW, size - scenes, generator), generator)
         singles = self._on_grounds(moved, generator)
         if not scenes:

@@ -117,7 +117,11 @@ class TokenizerTraining:
         self.cpu_seconds = 0.0
 
     def advance(self, pixels_B3HW: torch.Tensor) -> dict[str, float]:
-        """One optimizer step; returns its metrics."""
+        """One optimizer step; returns its metrics.
+
+        Raises:
+            UserError: loss or gradient are no numbers; the weights are those of the step before.
+        """
         began = time.process_time()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.step + 500_000_009)
         pixels = pixels_B3HW.to(self.device).contiguous(memory_format=torch.channels_last)
@@ -133,7 +137,10 @@ class TokenizerTraining:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         limit = self.optimisation.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], limit)
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], limit).item()
+        for name, value in (("loss", parts["loss"]), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise UserError(f"step {self.step + 1}: expected a finite {name}, found {value}; lower optimisation.lr")
         self.optimizer.step()
         assert output.latents is not None
         assert output.tokens_NL is not None
@@ -141,7 +148,7 @@ class TokenizerTraining:
         self.step += 1
         self._average()
         self.cpu_seconds += time.process_time() - began
-        return {**parts, "lr": lr, "grad_norm": float(norm), "revived": float(self.codebook.revived)}
+        return {**parts, "lr": lr, "grad_norm": norm, "revived": float(self.codebook.revived)}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -252,7 +259,8 @@ def train_tokenizer(
     """Train a tokenizer into ``run.final``; takes up the newest state in ``run.state`` if there is one.
 
     Raises:
-        UserError: settings that do not fit the emoji world, or no space for a state.
+        UserError: settings that do not fit the emoji world, or a loss that is no number.
+        OSError: no space for a state; those before it stay.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     _check(model, optimisation)
@@ -293,7 +301,8 @@ def validate(model: VQModel, data: EmojiData, run: RunFolder, step: int) -> dict
 @torch.no_grad()
 def draw_grid(model: VQModel, pixels_S3HW: torch.Tensor, path: Path, columns: int = 8) -> None:
     """Originals above reconstructions, evenly taken."""
-    pick = torch.arange(min(GRID_PICTURES, len(pixels_S3HW))) * len(pixels_S3HW) // GRID_PICTURES
+    count = min(GRID_PICTURES, len(pixels_S3HW))
+    pick = torch.arange(count) * len(pixels_S3HW) // count
     chosen = pixels_S3HW[pick].to(model.codes.weight.device)
     made = model.decode(model.encode(chosen))
     rows = []
@@ -312,9 +321,9 @@ def save_state(state: dict[str, Any], folder: Path, step: int, keep: int) -> Non
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
+    except BaseException:  # what could not be written must not fill the disk that it did not fit on
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: the state could not be written: {error}") from error
+        raise
     for old in _states(folder)[:-keep]:
         old.unlink()
 
@@ -327,7 +336,7 @@ def _resume(training: TokenizerTraining, run: RunFolder) -> None:
     states = _states(run.state)
     if states:
         training.load(torch.load(states[-1], map_location=training.device, weights_only=True))
-        run.rewind(training.step)
+    run.rewind(training.step)
 
 
 def _finish(training: TokenizerTraining, data: EmojiData, run: RunFolder) -> None:

@@ -253,7 +253,7 @@ PACKAGES: Mapping[str, Package] = {
 
 
 class BuildError(Exception):
-    """The packages are not what this file expects."""
+    """The packages could not be fetched, or are not what this file expects."""
 
 
 def fetch(name: str, folder: Path) -> dict[str, bytes]:
@@ -262,7 +262,9 @@ def fetch(name: str, folder: Path) -> dict[str, bytes]:
     archive = folder / f"{name.lstrip('@').replace('/', '-')}-{package.version}.tgz"
     if not archive.exists():
         order = ["npm", "pack", f"{name}@{package.version}", "--pack-destination", str(folder)]
-        subprocess.run(order, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(order, capture_output=True, text=True)
+        if done.returncode:
+            raise BuildError(f"{' '.join(order[:3])}: {' '.join(done.stderr.split())}")
     data = archive.read_bytes()
     found = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
     if found != package.integrity:
@@ -602,5 +604,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (BuildError, subprocess.CalledProcessError, FileNotFoundError) as error:
+    except (BuildError, FileNotFoundError) as error:
         sys.exit(f"build_atlas: {error}")

@@ -64,8 +64,14 @@ class BrokenRows:
 
 
 def read_report(report: Path) -> list[dict[str, str]]:
-    """The lines of a report, each row once; none where nothing was broken."""
+    """The whole lines of a report, each row once; none where nothing was broken."""
     if not report.exists():
         return []
-    lines = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    return list({line["row"]: line for line in lines}.values())
+    named: dict[str, dict[str, str]] = {}
+    for text in report.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # cut short by a full disk, and perhaps followed by the next one
+        named[line["row"]] = line
+    return list(named.values())

@@ -53,17 +53,14 @@ from mentor_base.data.atlas import SIZE, Atlas, Subject
 from mentor_base.data.disguise import NAME as DISGUISED_NAME
 from mentor_base.data.disguise import Disguise
 from mentor_base.data.grounds import random_ground
+from mentor_base.data.layers import BACKGROUNDS, compose, flat, over, turned, vanishing_on
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.data.shapes import COLOURS, NUMBERS, POSITIONS, RELATIONS, SHAPES, draw_scene, random_scene
 from mentor_base.data.silhouettes import overlap, silhouettes
 from mentor_base.errors import UserError, nearest
 from mentor_base.settings import EmojiData, Split
 
-__all__ = ["BACKGROUNDS", "COLOURS", "EmojiWorld", "compose"]
-
 SPLITS: tuple[str, ...] = get_args(Split)
-# Grounds for emoji. Black is left out: line art would vanish on it.
-BACKGROUNDS: tuple[str, ...] = tuple(name for name in COLOURS if name != "black")
 WHITE_SHARE = 0.5
 REFERENCE_WHITE_SHARE = 0.85
 # Line art has no filled outline to cut out.
@@ -178,7 +175,7 @@ class EmojiWorld:
             text = captions.counted_caption(many, style, ground, count)
             return _row(text, target, name, meta | {"count": count})
         text = captions.emoji_caption(rng, name, style, ground, self._thing(pair).keywords)
-        return _row(text, _over(self._drawing(pair), ground), name, meta)
+        return _row(text, over(self._drawing(pair), ground), name, meta)
 
     def _shapes(self, rng: Random, split: str) -> Example:
         scene = random_scene(rng, unseen=split.startswith("unseen"))
@@ -190,7 +187,7 @@ class EmojiWorld:
         pair = rng.choice(self._pool(split).targets)
         drawing = self._drawing(pair)
         ground = self._ground(rng, drawing)
-        picture = _over(drawing, ground)
+        picture = over(drawing, ground)
         text = captions.reconstruction_text(rng)
         return _row(text, picture, self._thing(pair).name, self._meta(pair, ground), (picture,))
 
@@ -204,7 +201,7 @@ class EmojiWorld:
         compose(scene, self._resized(other, small), far_left, far_top)
         sprite = self._resized(pair, side)
         compose(scene, sprite, left, top)  # last, so that all of it is seen
-        alone = _flat("white")
+        alone = flat("white")
         compose(alone, sprite, left, top)
         mask = np.zeros((SIZE, SIZE), np.uint8)
         mask[top : top + side, left : left + side] = (sprite[:, :, 3] >= 128) * np.uint8(255)
@@ -219,14 +216,14 @@ class EmojiWorld:
         name, style = self._words(pair, disguise)
         drawing = self._drawing(pair, disguise)
         ground = self._ground(rng, drawing)
-        turned = _turned(Image.fromarray(drawing), rng.uniform(-45, 45), rng.uniform(0.55, 0.9))
+        askew = turned(drawing, rng.uniform(-45, 45), rng.uniform(0.55, 0.9))
         scene = random_ground(rng, SIZE)
-        compose(scene, turned, rng.randint(0, SIZE - turned.shape[1]), rng.randint(0, SIZE - turned.shape[0]))
+        compose(scene, askew, rng.randint(0, SIZE - askew.shape[1]), rng.randint(0, SIZE - askew.shape[0]))
         mask = Image.fromarray((drawing[:, :, 3] >= 128) * np.uint8(255))
         text = captions.recovery_text(rng, name, style, ground)
         meta = self._meta(pair, ground, disguise)
         subject = None if disguise else name
-        return _row(text, _over(drawing, ground), subject, meta, (Image.fromarray(scene),), mask)
+        return _row(text, over(drawing, ground), subject, meta, (Image.fromarray(scene),), mask)
 
     def _subject(self, rng: Random, split: str) -> Example:
         transfers = self._pool(split).transfers
@@ -242,7 +239,7 @@ class EmojiWorld:
         meta = self._meta(pair, ground, disguise) | {"reference_style": reference[1]}
         text = captions.subject_text(rng, name, style, ground)
         subject = None if disguise else name
-        return _row(text, _over(wanted, ground), subject, meta, (_over(shown, shown_on),))
+        return _row(text, over(wanted, ground), subject, meta, (over(shown, shown_on),))
 
     def _multi_image(self, rng: Random, split: str) -> Example:
         pools = self._pool(split)
@@ -254,11 +251,11 @@ class EmojiWorld:
         along, across = sorted((rng.randint(0, 3), rng.randint(SIZE - SMALL - 3, SIZE - SMALL))), rng.randint(8, 26)
         if relation in ("right of", "below"):
             along.reverse()
-        target = _flat(ground)
+        target = flat(ground)
         for pair, place in zip(pairs, along, strict=True):
             left, top = (across, place) if relation in ("above", "below") else (place, across)
             compose(target, self._resized(pair, SMALL), left, top)
-        images = tuple(_over(each, self._ground(rng, each, white_share=REFERENCE_WHITE_SHARE)) for each in drawings)
+        images = tuple(over(each, self._ground(rng, each, white_share=REFERENCE_WHITE_SHARE)) for each in drawings)
         names = (self._thing(pairs[0]).name, self._thing(pairs[1]).name)
         meta = {
             "kind": "emoji",
@@ -273,7 +270,7 @@ class EmojiWorld:
 
     def _placed(self, rng: Random, pair: Pair, ground: str, position: str) -> Image.Image:
         """A small sprite whose centre lies in the named third."""
-        target = _flat(ground)
+        target = flat(ground)
         left, top = ((1, (SIZE - SMALL) // 2, SIZE - SMALL - 1)[third] for third in POSITIONS[position])
         left, top = (min(max(edge + rng.randint(-2, 2), 0), SIZE - SMALL) for edge in (left, top))
         compose(target, self._resized(pair, SMALL), left, top)
@@ -281,7 +278,7 @@ class EmojiWorld:
 
     def _repeated(self, rng: Random, pair: Pair, ground: str, count: int) -> Image.Image:
         """Two to four small sprites in rows, each row centred."""
-        target = _flat(ground)
+        target = flat(ground)
         sprite = self._resized(pair, SMALL)
         rows = {2: (2,), 3: rng.choice(((2, 1), (1, 2))), 4: (2, 2)}[count]
         for r, columns in enumerate(rows):
@@ -318,7 +315,7 @@ class EmojiWorld:
         """White, or a colour in which none of the drawings would vanish."""
         if rng.random() < white_share:
             return "white"
-        hidden = {name for drawing in drawings for name in _vanishing_on(drawing)}
+        hidden = {name for drawing in drawings for name in vanishing_on(drawing)}
         seen = [name for name in BACKGROUNDS if name not in hidden]
         return rng.choice(seen) if seen else "white"
 
@@ -343,8 +340,6 @@ class EmojiWorld:
         for style in wanted:
             if style not in self.atlas.styles:
                 raise UserError(f"data.styles: unknown style '{style}'; {nearest(style, self.atlas.styles)}")
-        if not wanted:
-            raise UserError(f"data.styles: expected at least one of {', '.join(self.atlas.styles)}, found none")
         return tuple(style for style in self.atlas.styles if style in wanted)
 
     def _pool(self, split: str) -> Pools:
@@ -377,44 +372,6 @@ class EmojiWorld:
         alphas = [self.atlas.pixels(*pair)[:, :, 3] for pair in pairs]
         outlines = dict(zip(pairs, silhouettes(alphas), strict=True))
         return lambda first, second: overlap(outlines[first], outlines[second]) >= self.settings.agreement
-
-
-def compose(canvas_HW3: np.ndarray, sprite: np.ndarray, left: int, top: int) -> None:
-    """Lay a straight-alpha uint8 sprite [h, w, 4] over part of a canvas, in place; it has to lie inside."""
-    height, width = sprite.shape[:2]
-    patch = canvas_HW3[top : top + height, left : left + width]
-    alpha = sprite[:, :, 3:].astype(np.uint16)
-    mixed = sprite[:, :, :3] * alpha + patch * (255 - alpha) + 127
-    patch[:] = mixed // 255
-
-
-def _turned(sprite: Image.Image, degrees: float, scale: float) -> np.ndarray:
-    """The visible part of a sprite, rotated and scaled, at most as large as the picture; uint8 [h, w, 4]."""
-    turned = sprite.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
-    turned = turned.crop(turned.getbbox())
-    scale = min(scale, SIZE / max(turned.size))
-    return np.asarray(turned.resize([max(1, int(side * scale)) for side in turned.size], Image.Resampling.BOX))
-
-
-def _over(drawing: np.ndarray, ground: str) -> Image.Image:
-    """The drawing at full size over a flat colour."""
-    canvas = _flat(ground)
-    compose(canvas, drawing, 0, 0)
-    return Image.fromarray(canvas)
-
-
-def _vanishing_on(drawing: np.ndarray) -> list[str]:
-    """The grounds to which more than a third of the drawing is near."""
-    sparse = drawing[::2, ::2]
-    inside = sparse[sparse[:, :, 3] >= 128][:, None, :3].astype(np.int32)
-    near = ((inside - np.array([COLOURS[name] for name in BACKGROUNDS])) ** 2).sum(2) < 60**2
-    return [name for name, count in zip(BACKGROUNDS, near.sum(0), strict=True) if count > len(inside) / 3]
-
-
-def _flat(ground: str) -> np.ndarray:
-    canvas = np.empty((SIZE, SIZE, 3), np.uint8)
-    canvas[:] = COLOURS[ground]
-    return canvas
 
 
 def _ground_facts(ground: str) -> dict[str, Any]:

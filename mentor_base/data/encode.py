@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from mentor_base.data.broken import BrokenRows
-from mentor_base.data.rows import BrokenPicture, Row, decode
+from mentor_base.data.rows import BrokenPicture, Row, decode, shown
 from mentor_base.data.schema import Codes
 from mentor_base.data.shard_writer import write_shards
 from mentor_base.data.shards import ShardFile
@@ -56,9 +56,8 @@ def start_folder(out: Path, vq: VQModel, size: int, files: Mapping[str, Sequence
         held: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         for key, value in manifest.items():
             if held.get(key) != value:
-                raise UserError(
-                    f"{out}: holds other codes: {key}: {held.get(key)} there, {value} now; name another OUT"
-                )
+                there, now = shown(held.get(key)), shown(value)
+                raise UserError(f"{out}: holds other codes: {key}: {there} there, {now} now; name another OUT")
         return held
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: expected a new or an empty folder, or one to go on with, found other files")

@@ -12,7 +12,7 @@ In memory a file is two numbers a row: the offset of its line and its line numbe
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class JsonlFile:
 
     def __init__(self, path: Path, answered: bool = True) -> None:
         self.path = path
-        self._parse = parse_line if answered else parse_prompt
+        self._parse = _parser(path, answered)
         self.tasks = array("B")
         self._offsets, self._numbers = array("q"), array("q")
         for number, offset, line in _lines(path):
@@ -57,9 +57,12 @@ class JsonlFile:
         return len(self.tasks)
 
     def __getitem__(self, n: int) -> Row:
-        with self.path.open("rb") as file:
-            file.seek(self._offsets[n])
-            line = file.readline()
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offsets[n])
+                line = file.readline()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot read this file now: {os_reason(error)}") from error
         return self._parse(line, f"{self.path}:{self._numbers[n]}", self.path.parent)
 
     def texts(self) -> Iterator[str]:
@@ -69,7 +72,7 @@ class JsonlFile:
 
 def scan_jsonl(path: Path, answered: bool = True) -> Iterator[Row | UserError]:
     """Every row in order, and in place of a row that cannot be used its error; ``answered`` as in JsonlFile."""
-    parse = parse_line if answered else parse_prompt
+    parse = _parser(path, answered)
     for number, _, line in _lines(path):
         try:
             yield parse(line, f"{path}:{number}", path.parent)
@@ -98,21 +101,26 @@ def parse_line(line: bytes, where: str, folder: Path) -> Row:
 
 
 def parse_prompt(line: bytes, where: str, folder: Path) -> Row:
-    """The prompt of one line: a JSON object, or in a ``.txt`` file a caption."""
-    if where.rpartition(":")[0].endswith(TEXT_SUFFIX):
-        entry: dict[str, Any] = {"task": "t2i", "text": _decoded(line.strip(), where)}
-    else:
-        entry = parse_object(line.rstrip(b"\r\n"), where)
+    """The prompt of one line; paths are joined to ``folder``."""
+    entry = parse_object(line.rstrip(b"\r\n"), where)
     check_keys(entry, where, PROMPT_KEYS)
     images = _pictures(entry, where, folder)
     return check_facts(entry, where, len(images)).row(where, images, target=None, mask=None)
 
 
-def _decoded(line: bytes, where: str) -> str:
+def parse_caption(line: bytes, where: str, folder: Path) -> Row:
+    """The text-to-image prompt that a line of a ``.txt`` file is."""
     try:
-        return line.decode("utf-8")
+        text = line.decode("utf-8-sig").strip()  # Windows' editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: expected a caption in UTF-8, found other bytes") from error
+    return check_facts({"task": "t2i", "text": text}, where, images=0).row(where, (), target=None, mask=None)
+
+
+def _parser(path: Path, answered: bool) -> Callable[[bytes, str, Path], Row]:
+    if answered:
+        return parse_line
+    return parse_caption if path.suffix == TEXT_SUFFIX else parse_prompt
 
 
 def _pictures(entry: dict[str, Any], where: str, folder: Path) -> tuple[FilePicture, ...]:

@@ -164,6 +164,7 @@ class _Maker:
 
     def __init__(self, out: Path, options: ImportOptions) -> None:
         self.out, self.options = out, options
+        self._folder = out.resolve()
         self.made: Counter[str] = Counter()
 
     def entries(self, row: MentorRow) -> list[dict[str, Any]]:
@@ -226,7 +227,8 @@ class _Maker:
         return str(relative)
 
     def _name(self, name: str) -> str:
-        return os.path.relpath(located(name, self.options), self.out)
+        path = located(name, self.options)  # ".." leads out of where a linked folder really is
+        return os.path.relpath(path.parent.resolve() / path.name, self._folder)
 
     def _entry(self, row: MentorRow, images: Sequence[str], target: str, mask: str | None = None) -> dict[str, Any]:
         entry = {"task": row.task, "text": row.text, "images": list(images), "target": target}

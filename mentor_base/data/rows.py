@@ -7,7 +7,7 @@
 (``mentor data encode``): {"tokenizer": "5d41402abc4b2a76", "tokens": [17, 4, ...]}. A source (jsonl.py, shards.py,
 parquet.py) says how pictures are named and where rows lie; it is a RowFile. Everything but the pixels is strict and
 checked when a file is opened. A picture that cannot be decoded is a fault of that row alone, found when the row is
-drawn: BrokenPicture.
+drawn: BrokenPicture. Pixels are those that are stored: an EXIF rotation is not applied, as in the reference.
 
 A picture is broken by what it holds or by its absence, never by a moment's failure of a disk or a network: that one
 stops the run, because a skipped row would make the run's rows depend on more than (seed, index).
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ FACTS: dict[str, tuple[type, str]] = {
     "meta": (dict, "an object"),
 }
 NULLABLE = ("subject",)
+ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 LASTING = {  # what an absent file looks like; any other fault of the system may be gone a second later
     errno.ENOENT,
     errno.EISDIR,
@@ -241,8 +243,9 @@ def check_keys(keys: Mapping[str, Any], where: str, known: tuple[str, ...] = KEY
 
 
 def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
-    """A JSON object."""
+    """A JSON object whose texts can be written again."""
     try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
         entry = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: expected a JSON object in UTF-8, found other bytes") from error
@@ -250,7 +253,18 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: expected a JSON object, found {error.msg} at column {error.colno}") from error
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a JSON object, found {shown(entry)}")
+    if ESCAPED_HALF.search(text):
+        _refuse_halves(entry, where)
     return entry
+
+
+def _refuse_halves(entry: Mapping[str, Any], where: str) -> None:
+    """JSON can name half of a surrogate pair, as a caption cut between the two has; no tokenizer reads it."""
+    for key, value in entry.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: {key}: expected Unicode, found half of a character in {shown(value)}") from error
 
 
 def read_header(picture: Picture, row: str, part: str) -> tuple[tuple[int, int], str]:
@@ -262,7 +276,10 @@ def read_header(picture: Picture, row: str, part: str) -> tuple[tuple[int, int],
 def read_bytes(picture: Picture, row: str, part: str) -> bytes:
     """The encoded picture; raises BrokenPicture where it is absent."""
     with _opened(picture, row, part) as file:
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(error, picture, row, part) from error
 
 
 def decode(picture: Picture, row: str, part: str) -> Image.Image:
@@ -295,9 +312,14 @@ def _opened(picture: Picture, row: str, part: str) -> BinaryIO:
     except ValueError as error:  # a path with a null byte
         raise BrokenPicture(row, part, f"{picture.name}: {error}") from error
     except OSError as error:
-        if error.errno not in LASTING:
-            raise UserError(f"{row}: {part}: cannot read {picture.name} now: {os_reason(error)}") from error
-        raise BrokenPicture(row, part, f"{picture.name}: {os_reason(error)}") from error
+        raise _unreadable(error, picture, row, part) from error
+
+
+def _unreadable(error: OSError, picture: Picture, row: str, part: str) -> UserError:
+    """What a fault of the system means: a picture that is absent, or a disk that fails at the moment."""
+    if error.errno in LASTING:
+        return BrokenPicture(row, part, f"{picture.name}: {os_reason(error)}")
+    return UserError(f"{row}: {part}: cannot read {picture.name} now: {os_reason(error)}")
 
 
 def _image(file: BinaryIO, picture: Picture, row: str, part: str) -> Image.Image:
@@ -308,6 +330,8 @@ def _image(file: BinaryIO, picture: Picture, row: str, part: str) -> Image.Image
     except MemoryError:
         raise
     except Exception as error:  # as above
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, none of Pillow's
+            raise _unreadable(error, picture, row, part) from error
         raise BrokenPicture(row, part, f"{picture.name}: {_reason(error)}") from error
 
 

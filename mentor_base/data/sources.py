@@ -68,7 +68,8 @@ class RowWorld:
 
     def _read(self, task: str, split: str, seed: int, index: int, read: Callable[[Row], Read]) -> Read:
         if split not in self.splits:
-            raise UserError(f"data: expected a split of {', '.join(self.splits)}, found '{split}'")
+            hint = "; name its files under val" if split == "val" else ""
+            raise UserError(f"data: expected a split of {', '.join(self.splits)}, found '{split}'{hint}")
         rows = self.splits[split]
         numbers = rows.by_task.get(task)
         if numbers is None:

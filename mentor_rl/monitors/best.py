@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mentor_base.runlog import RunFolder, write_atomically
-from mentor_base.states import flush
+from mentor_base.runlog import RunFolder, flush, write_atomically
 from mentor_rl.recipe import Best
 
 FOLDER = "best"

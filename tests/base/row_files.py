@@ -13,12 +13,13 @@ from PIL import Image
 
 
 def save_pictures(folder: Path) -> None:
-    """0.png .. 4.png (their red tells them apart), mask.png, clear.png, text.png (no picture), cut.png (truncated)."""
+    """0.png .. 4.png (their red tells them apart), mask.png, clear.png; float.tif, text.png, cut.png are none."""
     Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(folder / "clear.png")
     for k in range(5):
         Image.new("RGB", (8, 8), (k, 0, 0)).save(folder / f"{k}.png")
     Image.new("L", (8, 8), 255).save(folder / "mask.png")
     (folder / "text.png").write_text("not a picture")
+    Image.new("F", (8, 8), 0.5).save(folder / "float.tif")
     Image.effect_noise((64, 64), 90).save(folder / "noise.png")
     (folder / "cut.png").write_bytes((folder / "noise.png").read_bytes()[:900])
 

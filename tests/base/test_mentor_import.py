@@ -104,6 +104,13 @@ def _file(picture: Any) -> str:
     return picture.path.name
 
 
+def test_a_linked_folder_finds_its_pictures(folder: Path) -> None:
+    (folder / "on" / "another" / "disk").mkdir(parents=True)
+    (folder / "linked").symlink_to(folder / "on" / "another" / "disk", target_is_directory=True)
+    convert(folder, T2I, out="linked/out")
+    assert rows_of(folder, "linked/out")[0].load().target.getpixel((0, 0)) == (9, 9, 9)
+
+
 def test_segmentation_is_the_object_on_black(folder: Path) -> None:
     convert(folder, SEGMENTATION)
     example = rows_of(folder)[0].load()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
+from PIL import Image
 from row_files import red, row, save_pictures, write_jsonl
 from torch.utils.data import DataLoader
 
@@ -49,6 +52,17 @@ def test_rows_become_examples(folder: Path) -> None:
     assert second.target.getpixel((0, 0)) == (255, 255, 255), "alpha goes over white"
 
 
+def test_files_as_other_systems_write_them(folder: Path) -> None:
+    """A byte order mark, CRLF, no end of the last line; names beyond ASCII, absolute paths, links."""
+    (folder / "4.png").rename(folder / "Füchsin 狐.png")
+    (folder / "linked").symlink_to(folder, target_is_directory=True)
+    rows = [row(target="Füchsin 狐.png"), row(target=str(folder / "1.png")), row(target="linked/2.png")]
+    path = folder / "rows.jsonl"
+    path.write_text("\ufeff" + "\r\n".join(json.dumps(each, ensure_ascii=False) for each in rows), encoding="utf-8")
+    file = JsonlFile(path)
+    assert [red(file[n].load().target) for n in (2, 0, 1)] == [2, 4, 1]
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -61,6 +75,7 @@ def test_rows_become_examples(folder: Path) -> None:
         (row(text="a fox"), "expected one <image> mark per picture, found 0 marks and 1 pictures"),
         (row(task="t2i", text=" ", images=[]), "expected a caption, found an empty text"),
         (row(text=None), "text: expected a caption, found null"),
+        (row(text="<image> \ud83d"), r'text: expected Unicode, found half of a character in "<image> .ud83d"'),
         ({"task": "t2i", "text": "a fox"}, "expected the key 'target', found task, text"),
         ('{"task": ', "expected a JSON object, found Expecting value at column 10"),
         ("[1, 2]", r"expected a JSON object, found \[1, 2\]"),
@@ -83,6 +98,7 @@ def test_bad_rows_are_refused_with_their_line(folder: Path, bad: Any, message: s
         ({"images": ["."]}, r"images\[0\]: expected a readable picture, found .*: Is a directory"),
         ({"target": "cut.png"}, "target: expected a readable picture, found .*cut.png: "),
         ({"target": "a\0b.png"}, "target: expected a readable picture, found .*null"),
+        ({"target": "float.tif"}, r"target: expected a readable picture, found .*float.tif: 32-bit pixels"),
         ({"mask": "no.png"}, "mask: expected a readable picture"),
         (
             {"mask": "noise.png"},
@@ -96,15 +112,57 @@ def test_broken_pictures_are_found_when_they_are_decoded(folder: Path, changes: 
         entry.load()
 
 
-def test_a_failing_disk_is_not_a_broken_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("picture", "name", "colour"),
+    [
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "x.tif", (255, 0, 0)),
+        (Image.fromarray(np.full((8, 8), 0x7F01, np.uint16)), "x.png", (127, 127, 127)),
+        (Image.new("1", (8, 8)), "x.png", (0, 0, 0)),
+        (Image.new("LA", (8, 8), (9, 0)), "x.png", (255, 255, 255)),
+        (Image.new("RGB", (8, 8), (200, 10, 10)).quantize(4), "x.gif", (200, 10, 10)),
+    ],
+    ids=["four inks", "16 bits", "1 bit", "grey and alpha", "palette"],
+)
+def test_pictures_of_every_kind_are_rgb(folder: Path, picture: Image.Image, name: str, colour: Any) -> None:
+    picture.save(folder / name)
+    target = JsonlFile(write_jsonl(folder, row(target=name)))[0].load().target
+    assert (target.mode, target.getpixel((4, 4))) == ("RGB", colour)
+
+
+def test_of_a_film_the_first_picture_counts(folder: Path) -> None:
+    frames = [Image.open(folder / f"{k}.png") for k in (3, 4)]
+    frames[0].save(folder / "film.png", save_all=True, append_images=frames[1:])
+    assert red(JsonlFile(write_jsonl(folder, row(target="film.png")))[0].load().target) == 3
+
+
+class FailingFile(io.BytesIO):
+    """Opens, and then the disk fails."""
+
+    def read(self, *args: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_failing_disk_is_not_a_broken_picture(folder: Path, monkeypatch: pytest.MonkeyPatch, opens: bool) -> None:
     def fail(self: FilePicture) -> BinaryIO:
+        if opens:
+            return FailingFile()
         raise OSError(errno.EIO, "Input/output error", str(self.path))
 
     entry = JsonlFile(write_jsonl(folder, row()))[0]
     monkeypatch.setattr(FilePicture, "open", fail)
-    with pytest.raises(UserError, match=r"cannot read .*0.png now: Input/output error") as caught:
-        entry.load()
-    assert not isinstance(caught.value, BrokenPicture)
+    for look in (entry.load, entry.sizes):
+        with pytest.raises(UserError, match=r"cannot read .*0.png now: Input/output error") as caught:
+            look()
+        assert not isinstance(caught.value, BrokenPicture)
+
+
+def test_rows_that_go_away_while_they_are_read(folder: Path) -> None:
+    path = write_jsonl(folder, row())
+    file = JsonlFile(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"rows.jsonl: cannot read this file now: no such file"):
+        file[0]
 
 
 def test_missing_and_empty_files(folder: Path) -> None:
@@ -207,6 +265,13 @@ def test_too_many_broken_pictures_stop_the_run(folder: Path) -> None:
         draw_all(strict, 5)
 
 
+def test_a_report_that_a_full_disk_cut_short_can_be_gone_on_with(folder: Path) -> None:
+    report = folder / "broken.ndjson"
+    line = '{"row": "a:%d", "picture": "target", "reason": "cut"}'
+    report.write_text(f"{line % 1}\n{(line % 2)[:20]}{line % 3}\n{line % 4}\n{(line % 5)[:20]}")
+    assert [each["row"] for each in read_report(report)] == ["a:1", "a:4"]
+
+
 def test_a_wrong_folder_is_found_at_once(folder: Path) -> None:
     path = write_jsonl(folder, *[row(target="no/1.png")] * 20)
     with pytest.raises(
@@ -247,7 +312,7 @@ def test_prompts_need_no_answer(folder: Path) -> None:
     asked = [row(subject="fox", meta={"style": "flat"}), row(images=["3.png"])]
     path = write_jsonl(folder, *({k: v for k, v in r.items() if k != "target"} for r in asked), name="prompts.jsonl")
     captions = folder / "captions.txt"
-    captions.write_text("a fox\n\nein B\u00e4r\n", encoding="utf-8")
+    captions.write_text("\ufeffa fox\r\n\r\nein B\u00e4r", encoding="utf-8")
     prompts = world_of(PromptData(train=(str(path), str(captions))))
     assert prompts.tasks == ("t2i", "subject")
     found = [prompts.prompt("subject", "train", 0, i) for i in range(2)]

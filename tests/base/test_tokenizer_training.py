@@ -7,6 +7,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -17,7 +18,14 @@ from mentor_base.interrupt import Interrupted
 from mentor_base.runlog import RunFolder
 from mentor_base.settings import Checkpoints, EmojiData, Optimisation, TokenizerLosses, TokenizerModel
 from mentor_base.tokenizer_data import TrainingPictures, held_out
-from mentor_base.tokenizer_training import CodebookAverage, TokenizerTraining, learning_rate, measure, train_tokenizer
+from mentor_base.tokenizer_training import (
+    CodebookAverage,
+    TokenizerTraining,
+    learning_rate,
+    measure,
+    save_state,
+    train_tokenizer,
+)
 from mentor_base.vq import VQConfig, VQModel
 
 MODEL = TokenizerModel(
@@ -82,8 +90,11 @@ def test_interrupted_run_equals_the_uninterrupted_one(tmp_path: Path, monkeypatc
     assert_same_run(whole, halves)
 
 
-def test_killed_run_goes_on_from_its_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = train(tmp_path / "whole")
+@pytest.mark.parametrize("every", [5, 9])
+def test_killed_run_goes_on_from_its_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """The one before step 8, or none at all."""
+    states = Checkpoints(every=every)
+    whole = train(tmp_path / "whole", checkpoints=states)
     draw = TrainingPictures.batch
 
     def batch(self: TrainingPictures, step: int, size: int) -> torch.Tensor:
@@ -94,9 +105,33 @@ def test_killed_run_goes_on_from_its_last_state(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(TrainingPictures, "batch", batch)
         with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path / "halves")
+            train(tmp_path / "halves", checkpoints=states)
+    (tmp_path / "halves" / "state").mkdir(exist_ok=True)
     (tmp_path / "halves" / "state" / ".partial").write_bytes(b"half a state")
-    assert_same_run(whole, train(tmp_path / "halves"))
+    assert_same_run(whole, train(tmp_path / "halves", checkpoints=states))
+
+
+def test_a_state_that_does_not_fit_leaves_no_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_state({"step": 1}, tmp_path, 1, keep=2)
+
+    def full(state: object, file: BinaryIO) -> None:
+        file.write(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RuntimeError, match="failed writing"):
+        save_state({"step": 2}, tmp_path, 2, keep=2)
+    assert [file.name for file in tmp_path.iterdir()] == ["step_00000001.pt"]
+
+
+def test_a_loss_that_is_no_number_leaves_the_weights(tmp_path: Path) -> None:
+    training = TokenizerTraining(MODEL, TokenizerLosses(), OPTIMISATION, seed=0)
+    pixels = TrainingPictures(DATA, seed=0, scenes=0).batch(0, 4)
+    training.advance(pixels)
+    with pytest.raises(UserError, match=r"step 2: expected a finite loss, found nan; lower optimisation\.lr"):
+        training.advance(pixels * math.nan)
+    assert training.step == 1
+    assert all(value.isfinite().all() for value in training.model.state_dict().values())
 
 
 def assert_same_run(one: RunFolder, other: RunFolder) -> None:
@@ -139,6 +174,7 @@ def test_batches_depend_on_seed_and_step_only() -> None:
     one.batch(0, 8)
     assert torch.equal(one.batch(5, 8), other.batch(5, 8))
     assert not torch.equal(one.batch(5, 8), one.batch(6, 8))
+    assert {tuple(one.batch(step, 1).shape) for step in range(20)} == {(1, 3, 64, 64)}, "a scene now and then"
     assert one.batch(5, 8).aminmax().min >= -1
     assert one.batch(5, 8).aminmax().max <= 1
 
