@@ -6,12 +6,14 @@ A fault that the user can mend is one line on stderr and exit code 2; a run stop
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from mentor_rewards.usage import run
 
 from mentor_rl.commands.ablate import ablate
 from mentor_rl.commands.bench import bench_app
@@ -41,6 +43,13 @@ app.add_typer(judge_app, name="judge")
 app.add_typer(rate_app, name="rate")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and stop.")]
+
+
+def finite(value: float) -> float:
+    """A bound of typer's lets NaN and infinity pass."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"expected a finite number, found '{value}'")
+    return value
 
 
 @app.callback()
@@ -100,8 +109,10 @@ def sample(
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many samples.")] = 1,
     grid: Annotated[bool, typer.Option("--grid", help="One sheet: the references, then all samples.")] = False,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    guidance: Annotated[float, typer.Option(min=0.0, help="1: none; more follows the prompt closer.")] = 1.0,
-    temperature: Annotated[float, typer.Option(min=1e-3, help="Below 1: less varied.")] = 1.0,
+    guidance: Annotated[
+        float, typer.Option(min=0.0, callback=finite, help="1: none; more follows the prompt closer.")
+    ] = 1.0,
+    temperature: Annotated[float, typer.Option(min=1e-3, callback=finite, help="Below 1: less varied.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0: off.")] = 0,
 ) -> None:
     """Draw pictures for one prompt."""
@@ -158,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``mentor``: runs a command and turns faults into one line and an exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        app(arguments, prog_name="mentor")
+        sys.exit(run(app, arguments, "mentor"))
     except Exception as error:
         line = failure_line(error)
         if line is None or "--debug" in arguments:

@@ -155,6 +155,16 @@ class GrpoRecipe(Common):
     report_to: tuple[Tracker, ...] = Field((), description="trackers beside the run folder; see trackers.py")
 
     @model_validator(mode="after")
+    def _rewards_have_metrics_of_their_own(self) -> GrpoRecipe:
+        for name in self.rewards:
+            if name == "reward" or not name or "/" in name:
+                raise ValueError(
+                    f"rewards.{name}: expected a name without '/' other than 'reward', which is the weighted sum in "
+                    "the metrics"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _best_is_measured(self) -> GrpoRecipe:
         if self.monitoring.best is not None:
             known = ["eval/reward", *(f"eval/{name}" for name in self.rewards)]

@@ -18,15 +18,16 @@ MISSING = object()
 def error_lines(error: ValidationError, model: type[BaseModel], data: Any, where: Callable[[Keys], str]) -> list[str]:
     """One line per key at fault; ``where`` tells which file and line it comes from.
 
-    A value that none of several types takes has an error for each of them.
+    A value that none of several types takes has an error for each of them. Where one of them found the fault deeper
+    inside, it was meant, and what the others say of the whole value is left out.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[Keys, list[str]] = {}
     for detail in error.errors():
         keys = (*real_keys(detail["loc"], data), *_tag_key(detail))
-        dotted = ".".join(map(str, keys))
-        place = f"{where(keys)}: {dotted}" if dotted else where(keys)
-        found.setdefault(place, []).append(_explain(detail, keys, model))
-    return [f"{place}: {', or '.join(dict.fromkeys(said))}" for place, said in found.items()]
+        found.setdefault(keys, []).append(_explain(detail, keys, model))
+    above = {keys[:depth] for keys in found for depth in range(len(keys))}
+    told = {keys: ", or ".join(dict.fromkeys(said)) for keys, said in found.items() if keys not in above}
+    return [": ".join(filter(None, (where(keys), ".".join(map(str, keys)), said))) for keys, said in told.items()]
 
 
 def real_keys(location: Keys, data: Any) -> Keys:
@@ -74,10 +75,6 @@ def _explain(detail: ErrorDetails, keys: Keys, model: type[BaseModel]) -> str:
     expected = re.sub(r"^(Tuple|List|Dictionary) should have", "expected", expected)
     expected = re.sub(r"^expected a valid (\w+)", r"expected a value of type \1", expected)
     return f"{expected}, found {_shown(found)}"
-
-
-def _any_of(options: list[str]) -> str:
-    return "one of " + ", ".join(options) if len(options) > 1 else "".join(options)
 
 
 def _shown(value: Any) -> str:

@@ -29,7 +29,7 @@ def serve_judge(
     python: Annotated[str | None, typer.Option(help="Interpreter of the environment that has vllm.")] = None,
     pictures: Annotated[int | None, typer.Option(min=1, help="Most pictures of one question.")] = None,
     context: Annotated[int | None, typer.Option(min=1, help="Longest question with its answer, tokens.")] = None,
-    start_timeout: Annotated[float | None, typer.Option(help="Seconds until it has to be healthy.")] = None,
+    start_timeout: Annotated[float | None, typer.Option(min=1.0, help="Seconds until it has to be healthy.")] = None,
     log: Annotated[Path | None, typer.Option(help="File for the server's output.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and stop.")] = False,
 ) -> None:

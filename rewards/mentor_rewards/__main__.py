@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 from mentor_rewards.cli import rewards_app
 from mentor_rewards.contract import RewardError
+from mentor_rewards.usage import run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit: 0, 1 for a reward that breaks the contract, 2 for wrong input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        rewards_app(sys.argv[1:] if arguments is None else list(arguments), prog_name="python -m mentor_rewards")
+        sys.exit(run(rewards_app, arguments, "python -m mentor_rewards", before="error: "))
     except RewardError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

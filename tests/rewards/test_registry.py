@@ -166,6 +166,14 @@ def test_show_says_all_that_is_declared(recipe_folder: Path, capsys: pytest.Capt
         assert part in shown
 
 
+def test_a_command_that_cannot_be_understood_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["score", "style", "--imges", "x"])
+    assert done.value.code == 2
+    line = "error: python -m mentor_rewards score: unknown option '--imges'; did you mean '--images'?\n"
+    assert capsys.readouterr().err == line
+
+
 def test_dotted_module() -> None:
     assert build_reward("size", RewardEntry(use="mentor_rewards.jpeg_size:JpegSize")).spec.name == "jpeg_size"
 

@@ -125,14 +125,44 @@ def test_bad_input_is_one_line(mentor: Shell, arguments: list[str], line: str) -
     assert line in mentor.refuses(*arguments)
 
 
-def test_usage_errors_have_exit_code_2_too(mentor: Shell) -> None:
-    for arguments in (
-        ["trian", "x.yaml"],
-        ["train"],
-        ["train", "x.yaml", "--dry"],
-        ["export", "a", "b", "--dtype", "int8"],
-    ):
-        assert mentor(*arguments)[0] == 2
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("trian x.yaml", "mentor: unknown command 'trian'; did you mean 'train'?"),
+        ("--debug trian", "mentor: unknown command 'trian'; did you mean 'train'?"),
+        ("rewards lst", "mentor rewards: unknown command 'lst'; did you mean 'list'?"),
+        ("demo --stpes 3", "mentor demo: unknown option '--stpes'; did you mean '--steps'?"),
+        ("-x", "mentor: unknown option '-x'; known: --debug, --help"),
+        ("train", "mentor train: RECIPE: this argument has to be given"),
+        ("sample x", "mentor sample: --text: this option has to be given"),
+        ("import a b", "mentor import: --from: this option has to be given; known: hf, llamagen, mentor, vq"),
+        ("import a b --from llamagn", "mentor import: --from: unknown name 'llamagn'; did you mean 'llamagen'?"),
+        ("demo --steps 0", "mentor demo: --steps: expected greater than or equal to 1, found '0'"),
+        ("demo --steps few", "mentor demo: --steps: expected a valid integer, unable to parse"),
+        ("demo --steps", "command line: option '--steps' requires an argument"),
+        ("compare a b c", "mentor compare: got unexpected extra argument(s) (c)"),
+        ("sample x --text a --guidance nan", "mentor sample: --guidance: expected a finite number, found 'nan'"),
+        ("sample x --text a --temperature inf", "mentor sample: --temperature: expected a finite number, found 'inf'"),
+        ("judge serve --start-timeout 0", "mentor judge serve: --start-timeout: expected greater than or equal to 1"),
+    ],
+)
+def test_a_command_that_cannot_be_understood_is_one_line(mentor: Shell, command: str, line: str) -> None:
+    assert mentor.refuses(*command.split()).startswith(line)
+
+
+def test_help_and_interruption_are_as_typer_has_them(mentor: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    for group in ((), ("rewards",)):
+        code, out, err = mentor(*group)
+        assert (code, err) == (2, "")
+        assert "Commands" in out
+        code, asked, err = mentor(*group, "-h")
+        assert (code, asked.strip(), err) == (0, out.strip(), "")
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mentor_base.tokenizer_training.train_tokenizer", interrupted)
+    assert mentor("train", "x.yaml") == (130, "", "")
 
 
 def test_the_traceback_comes_only_with_debug(mentor: Shell) -> None:

@@ -201,6 +201,8 @@ def test_a_run_without_a_model_is_no_input(recipe: Path) -> None:
             "{tasks: [subjct], role:",
             "rewards.jpeg_size.tasks: unknown task 'subjct'; did you mean 'subject'?",
         ),
+        ("mine:", "reward:", "rewards.reward: expected a name without '/' other than 'reward', which is the weighted"),
+        ("mine:", "my/own:", "rewards.my/own: expected a name without '/'"),
         ("{role:", "{tasks: [t2i], role:", "expected a task of prompts.weights (subject), found t2i"),
         ("subject: 1", "subjct: 1", "unknown name 'subjct'; did you mean 'subject'?"),
         ("lr: 1e-4", "lr: fast", "recipes/x.yaml:10: optimisation.lr: expected a value of type number"),
@@ -231,6 +233,10 @@ def test_every_fault_gets_its_line(recipe: Path) -> None:
         (
             "algorithm.guidance.scale=.nan",
             "command line: algorithm.guidance.scale: expected a finite number, found nan",
+        ),
+        (
+            "algorithm.guidance.scale=[1,.nan]",
+            "command line: algorithm.guidance.scale.1: expected a finite number, found nan",
         ),
         ("rewards.style.weight=.nan", "command line: rewards.style.weight: expected a finite number, found nan"),
         ("optimisation.betas=[0.9,1]", "command line: optimisation.betas.1: expected less than 1, found 1"),
