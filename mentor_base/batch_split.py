@@ -22,6 +22,14 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def launched_engine() -> str | None:
+    """What deals out a run's weights or optimizer over its processes, as accelerate launch says; None: each has all."""
+    for name in ("DeepSpeed", "FSDP"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false").lower() == "true":
+            return name
+    return None
+
+
 class BatchSplit(NamedTuple):
     """Attributes: micro: examples per forward pass and process. accumulation: passes per optimizer step."""
 

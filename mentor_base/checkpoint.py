@@ -21,6 +21,7 @@ from mentor_base.errors import UserError, nearest
 from mentor_base.misfit import Misfit
 
 if TYPE_CHECKING:
+    from mentor_base.config import MentorConfig
     from mentor_base.model import MentorForConditionalGeneration
     from mentor_base.processor import MentorProcessor
     from mentor_base.vq import VQModel
@@ -74,6 +75,20 @@ def load_policy(path: str | Path, dtype: str = "float32") -> tuple[MentorForCond
             f"{folder}: expected the tokenizer of the query connector's texts ({GUIDE_FOLDER}/), found none"
         )
     return model.eval(), processor
+
+
+def policy_config(path: str | Path) -> MentorConfig:
+    """The sizes of a policy in an exported folder or a run folder; reads no weight.
+
+    Raises:
+        UserError: nothing there, another kind of model, or an unknown field.
+    """
+    from mentor_base.config import MentorConfig
+
+    folder = model_folder(path)
+    check_config(folder, MentorConfig.model_type)
+    config: MentorConfig = MentorConfig.from_pretrained(str(folder))
+    return config
 
 
 def stored_dtype(folder: Path) -> torch.dtype:

@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError, nearest
 from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.settings import TrainedParts
@@ -55,6 +56,18 @@ def add_adapters(policy: MentorForConditionalGeneration, train: TrainedParts, se
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, policy, ADAPTER)
+
+
+def check_adapters(config: MentorConfig, train: TrainedParts) -> None:
+    """Refuse what ``add_adapters`` would refuse, before there is a weight: in a policy of these sizes on no device.
+
+    Raises:
+        UserError: as ``add_adapters``.
+    """
+    if train.lora is not None:
+        import_peft()
+        with torch.device("meta"):
+            adapted_layers(MentorForConditionalGeneration(config), train)
 
 
 def adapted_layers(policy: MentorForConditionalGeneration, train: TrainedParts) -> list[str]:

@@ -25,13 +25,13 @@ from mentor_base.callbacks import (
     RunLogCallback,
     quieten,
 )
-from mentor_base.checkpoint import load_policy, save_policy
+from mentor_base.checkpoint import load_policy, policy_config, save_policy
 from mentor_base.config import MentorConfig
 from mentor_base.data.mixture import PromptList, World, world_of
 from mentor_base.decode_graph import DecodeEngine
 from mentor_base.engines import of_main_process, whole_state
 from mentor_base.interrupt import Interrupted, InterruptGuard
-from mentor_base.lora import WithoutAdapters, merged_state
+from mentor_base.lora import WithoutAdapters, check_adapters, merged_state
 from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.processor import MentorProcessor
 from mentor_base.runlog import RunFolder
@@ -41,6 +41,7 @@ from mentor_base.trackers import check_trackers, tracker_callbacks
 from mentor_rl.grpo_callbacks import BetweenRollouts, MonitorCallback
 from mentor_rl.grpo_setup import (
     MONITOR_SEED,
+    check_reference,
     check_rewards,
     check_rollout,
     hacking_alarm,
@@ -82,10 +83,14 @@ def train_grpo(recipe: GrpoRecipe, run: RunFolder) -> None:
     check_trackers(recipe.report_to)
     local = pictures_per_process(recipe, launched_processes())  # this and what follows: before any weight is read
     check_rollout(recipe, local)
+    check_reference(recipe)
     rewards, world = Composite(recipe.rewards, recipe.failure_rate), world_of(recipe.prompts.data, run.broken_file)
     rewards.check_files()
     rewards.check_servers()  # remote rewards say now what they need
     check_rewards(rewards, some_prompts(recipe, world))
+    if recipe.algorithm.rollout.chunk is not None:
+        check_parts(rewards)
+    check_adapters(policy_config(recipe.policy), recipe.train)
     policy, processor = load_policy(recipe.policy)
     held = copy.deepcopy(policy.config), policy.generation_config
     args = grpo_arguments(recipe, run, policy.config.image_tokens, local)  # chooses this process' device: rewards next
@@ -137,8 +142,6 @@ def build_trainer(
     gradients, trackers = FiniteGradients(), tracker_callbacks(recipe.report_to, run)
     show, shown = TableWriter(run, trackers), monitoring.table
     groups = GroupTable(shown.groups, shown.every) if shown is not None else None
-    if algorithm.rollout.chunk is not None:
-        check_parts(composite)
     trainer = MentorGRPOTrainer(
         policy=policy,
         reference=reference,

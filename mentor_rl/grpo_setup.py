@@ -11,6 +11,7 @@ import torch
 from mentor_rewards.composite import Composite, columns_of
 from PIL import Image
 
+from mentor_base.batch_split import launched_engine
 from mentor_base.data.mixture import World
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.errors import UserError
@@ -64,6 +65,16 @@ def check_rollout(recipe: GrpoRecipe, pictures: int) -> None:
             f"algorithm.rollout.chunk: expected a divisor of the {pictures // group} prompts per process with engine "
             f"'{rollout.engine}', which has one shape, found {rollout.chunk}"
         )
+
+
+def check_reference(recipe: GrpoRecipe) -> None:
+    """
+    Raises:
+        UserError: a moving reference whose weights, or the policy's, an engine holds in its own way.
+    """
+    engine = launched_engine()
+    if recipe.algorithm.reference is not None and engine is not None:
+        raise UserError(f"algorithm.reference: expected processes that hold whole weights (DDP), found {engine}")
 
 
 def silence_dropout(policy: MentorForConditionalGeneration) -> None:

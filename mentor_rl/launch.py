@@ -1,4 +1,4 @@
-"""Whether a recipe fits what it was started on: the number of processes, and a GPU where it asks for one.
+"""Whether a recipe fits what it was started on: the number of processes, their engine, a GPU where it asks for one.
 
 Checked before a run folder is made: the same recipe may be started anew with another number, in the same folder.
 """
@@ -14,7 +14,8 @@ def check_launch(recipe: Recipe, where: str, processes: int) -> None:
     """Refuse ``processes`` that cannot share the recipe's batch evenly, or one at all.
 
     Raises:
-        UserError: which number of processes does not fit which setting; or a rollout engine without its GPU.
+        UserError: which number of processes does not fit which setting; a rollout engine without its GPU; a moving
+            reference under DeepSpeed or FSDP.
     """
     try:
         _check(recipe, processes)
@@ -30,6 +31,7 @@ def _check(recipe: Recipe, processes: int) -> None:
     if isinstance(recipe, SftRecipe):
         split_batch(recipe.optimisation, processes)
     elif isinstance(recipe, GrpoRecipe):
-        from mentor_rl.grpo_setup import check_rollout, pictures_per_process
+        from mentor_rl.grpo_setup import check_reference, check_rollout, pictures_per_process
 
         check_rollout(recipe, pictures_per_process(recipe, processes))
+        check_reference(recipe)

@@ -38,7 +38,6 @@ import torch
 from datasets import Dataset
 from mentor_rewards.aggregate import for_trl
 from mentor_rewards.composite import Composite, CompositeScores
-from mentor_rewards.contract import RewardFailure
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     GenerationConfig,
@@ -165,8 +164,6 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
         self.ref_model = None if reference is None else self._frozen(reference, policy)
         self.mover: ReferenceMover | None = None
         if algorithm.reference is not None and self.ref_model is not None:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-                raise UserError("algorithm.reference: expected processes that hold whole weights (DDP), found shards")
             forget = partial(store.forget, REFERENCE)
             self.mover = ReferenceMover(algorithm.reference, policy, self.ref_model, forget)
             self.add_callback(self.mover)
@@ -237,9 +234,14 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
             yield policy
 
     def _score(self, rollout: Rollout, scores: CompositeScores, first: int) -> None:
-        """What rewards say of the rollout; statistics are over all processes."""
-        self._stop_together(scores.failure)
-        scores = self._of_all_processes(scores)
+        """What rewards say of the rollout; statistics are over all processes, and so is the failure of a reward.
+
+        Raises:
+            RewardFailure: on all processes alike; one that went on would wait for the others for ever.
+        """
+        scores = self._of_all_processes(scores, first)
+        if scores.failure is not None:
+            raise scores.failure
         uids = self._gathered(torch.tensor(rollout.group_ids)).tolist()
         self.watched.record(rollout, scores, uids, self.state.global_step + 1, self.accelerator.is_main_process)
         values_NR = for_trl(scores.matrix(), uids, self.args.multi_objective_aggregation, self.composite.spread_floors)
@@ -256,16 +258,10 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
         column.__name__ = name
         return column
 
-    def _stop_together(self, failure: RewardFailure | None) -> None:
-        """Raise on all processes when a reward failed on one: the others would wait for it for ever."""
-        failed = self._gathered(torch.tensor([failure is not None]))
-        if failure is not None:
-            raise failure
-        if failed.any():
-            raise RewardFailure("a reward failed on another process, which says why")
-
-    def _of_all_processes(self, scores: CompositeScores) -> CompositeScores:
-        """The same scores for the global batch; reasons and details stay behind."""
+    def _of_all_processes(self, scores: CompositeScores, first: int) -> CompositeScores:
+        """The same scores for the global batch, of which these begin at row ``first``; other processes keep their
+        reasons to themselves, and details stay behind.
+        """
         if self.accelerator.num_processes == 1:
             return scores
         names = list(scores.raw)
@@ -274,7 +270,9 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
         native, applies = self._gathered(torch.from_numpy(native_NM)), self._gathered(torch.from_numpy(applies_NM))
         raw = {name: _or_none(column) for name, column in zip(names, native.T.tolist(), strict=True)}
         applied = dict(zip(names, applies.T.tolist(), strict=True))
-        return dataclasses.replace(scores, raw=raw, applies=applied, reasons={}, details={})
+        before, after = [None] * first, [None] * (len(native) - first - len(scores))
+        reasons = {name: [*before, *own, *after] for name, own in scores.reasons.items()}
+        return self.composite.judged(dataclasses.replace(scores, raw=raw, applies=applied, reasons=reasons, details={}))
 
     def _gathered(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of all processes, in their order, on the CPU."""
@@ -401,12 +399,15 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
         if self.mover is not None and self.is_world_process_zero():
             self.mover.save(folder)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        remembered = Path(resume_from_checkpoint) / self._rewards_file
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """All of a state but the weights, which each engine reads by a way of its own."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        remembered = Path(checkpoint) / self._rewards_file
         self.composite.load_state(json.loads(remembered.read_text(encoding="utf-8")) if remembered.exists() else {})
         if self.mover is not None:
-            self.mover.load(Path(resume_from_checkpoint))
+            self.mover.load(Path(checkpoint))
 
     @property
     def _rewards_file(self) -> str:

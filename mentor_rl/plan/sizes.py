@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mentor_base.build import FROM_SCRATCH, TEXT_VOCABULARY
-from mentor_base.checkpoint import check_config, model_folder
+from mentor_base.checkpoint import model_folder, policy_config
 from mentor_base.config import SIZES, MentorConfig
 from mentor_base.data.sources import RowWorld
 from mentor_base.epochs import steps_of
@@ -98,8 +98,7 @@ def _config(recipe: SftRecipe | GrpoRecipe, sizes: Sequence[str], path: Path) ->
             f"{path}: {key}: expected a policy's folder, found no config.json in {folder}; "
             f"give its size instead, e.g. {SIZE}=XL"
         ) from error
-    check_config(found, MentorConfig.model_type)
-    return MentorConfig.from_pretrained(str(found)), ()
+    return policy_config(found), ()
 
 
 def _from_scratch(model: PolicyModel, tokenizer: str) -> tuple[MentorConfig, tuple[str, ...]]:

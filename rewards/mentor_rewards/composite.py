@@ -195,17 +195,20 @@ class Composite:
             entries=self.entries,
             specs=self.specs,
         )
-        failure = self._failure(scores)
-        if failure is not None and not tolerate:
-            raise failure
-        return replace(scores, failure=failure)
+        scores = self.judged(scores)
+        if scores.failure is not None and not tolerate:
+            raise scores.failure
+        return scores
 
     def join(self, parts: Sequence[CompositeScores]) -> CompositeScores:
         """What ``score(tolerate=True)`` found in neighbouring parts of a batch, as what it finds in the whole.
 
         The failure rate is of the whole; a part alone may be above it.
         """
-        scores = CompositeScores.join(parts)
+        return self.judged(CompositeScores.join(parts))
+
+    def judged(self, scores: CompositeScores) -> CompositeScores:
+        """The same scores with the failure that they amount to, a reason of which may stand in another process."""
         return replace(scores, failure=self._failure(scores))
 
     def save_state(self) -> dict[str, Any]:
@@ -250,9 +253,10 @@ class Composite:
             stop = self.entries[name].on_missing == "stop"
             if failed and (stop or len(failed) > self.failure_rate * applicable):
                 limit = "on_missing: stop" if stop else f"failure_rate: {self.failure_rate:g}"
+                reasons = (scores.reasons[name][row] for row in failed)
                 return RewardFailure(
                     f"reward '{name}': {len(failed)} of {applicable} pictures could not be scored ({limit}); "
-                    f"first reason: {scores.reasons[name][failed[0]]}"
+                    f"first reason: {next(filter(None, reasons), 'another process says it')}"
                 )
         return None
 

@@ -17,6 +17,7 @@ from mentor_rl import grpo_run
 from mentor_rl import trainer as trainer_module
 from mentor_rl.algorithm import GrpoAlgorithm
 from mentor_rl.grpo_setup import pictures_per_process
+from mentor_rl.launch import check_launch
 from mentor_rl.monitors.gap import Gap
 from mentor_rl.objective import importance_weights
 from mentor_rl.recipe import GrpoRecipe
@@ -239,6 +240,20 @@ def test_contradictions_between_sections(tmp_path, section, values, algorithm, m
     recipe = GrpoRecipe.model_validate(toy_recipe(tmp_path / "nowhere", tmp_path / "run", **changes))
     with pytest.raises(UserError, match=message):
         pictures_per_process(recipe, 1)
+
+
+@pytest.mark.parametrize("engine", ["DeepSpeed", "FSDP"])
+def test_a_reference_that_moves_wants_whole_weights(tmp_path, monkeypatch, engine) -> None:
+    """Before a policy is looked for, as accelerate launch says it."""
+    recipe = GrpoRecipe.model_validate(toy_recipe(tmp_path / "nowhere", tmp_path / "run", algorithm=MOVING))
+    check_launch(recipe, "recipe.yaml", 1)
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")
+    line = f"recipe.yaml: algorithm.reference: expected processes that hold whole weights .DDP., found {engine}"
+    with pytest.raises(UserError, match=line):
+        check_launch(recipe, "recipe.yaml", 1)
+    with pytest.raises(UserError, match=r"^algorithm\.reference: expected processes"):
+        run_recipe(toy_recipe(tmp_path / "nowhere", tmp_path / "run", algorithm=MOVING))
+    check_launch(GrpoRecipe.model_validate(toy_recipe(tmp_path / "nowhere", tmp_path / "run")), "recipe.yaml", 1)
 
 
 def test_contradictions_are_refused_before_a_run_folder_is_made(policy, tmp_path) -> None:

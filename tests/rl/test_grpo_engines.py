@@ -7,6 +7,7 @@ tests run where it is installed.
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from grpo_mishap import KEPT, SPOILT, STEPS, WORTH
-from grpo_toys import HERE, TIMED, run_recipe, toy_policy, toy_recipe
+from grpo_toys import HERE, TIMED, comparable, run_recipe, toy_policy, toy_recipe
 from safetensors.torch import load_file
 
 from mentor_base.checkpoint import load_policy
@@ -75,6 +76,22 @@ def test_two_processes_tune_what_one_does(engine: str, way: str, folder: Path) -
     tuned, expected = (load_file(each / "final" / "model.safetensors") for each in (run, folder / way))
     for name, value in expected.items():
         torch.testing.assert_close(tuned[name], value, atol=2e-5, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_deepspeed
+def test_what_rewards_remember_is_taken_up_under_deepspeed(folder: Path, tmp_path: Path) -> None:
+    run, recipe = tmp_path / "run", tmp_path / "recipe.json"
+    rewards = {"wavering": {"use": f"{HERE.with_name('test_grpo_processes.py')}:Wavering"}}
+    recipe.write_text(json.dumps(toy_recipe(folder / "policy", run, 4, rewards=rewards, checkpoints={"every": 2})))
+    launched("zero2", HERE, recipe)
+    whole = (run / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(run / "final")
+    shutil.rmtree(run / "state/checkpoint-4")
+    launched("zero2", HERE, recipe)
+    again = (run / "metrics.jsonl").read_text().splitlines()
+    assert [comparable(json.loads(line)) for line in again] == [comparable(json.loads(line)) for line in whole]
 
 
 @pytest.mark.slow

@@ -80,6 +80,16 @@ def test_dropout_of_adapters_is_refused(policy: Path, tmp_path: Path) -> None:
         run_recipe(recipe)
 
 
+def test_adapters_without_their_layers_are_refused_before_a_weight_is_read(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo_run, "load_policy", lambda *_: pytest.fail("the policy was read"))
+    recipe = adapted_recipe(policy, tmp_path / "run")
+    recipe["train"]["lora"]["targets"] = ["qvk"]
+    with pytest.raises(UserError, match=r"train\.lora\.targets: 'qvk' is no linear layer .*; did you mean 'qkv'\?"):
+        run_recipe(recipe)
+
+
 def adapted_recipe(policy: Path, run: Path) -> dict[str, Any]:
     train = {"text_encoder": True, "lora": {"rank": 4, "alpha": 16}}
     return toy_recipe(policy, run, 4, train=train, checkpoints={"every": 2}, algorithm={"inner_iterations": 2})

@@ -249,6 +249,20 @@ def test_a_judge_that_dies_costs_its_step_and_what_rewards_remember_is_kept(poli
     assert [repr(line["loss"]) for line in lines if "loss" in line] == [x["loss"] for x in trace(run) if "loss" in x]
 
 
+def test_what_rewards_remember_is_taken_up_by_every_engine(policy, tmp_path, monkeypatch) -> None:
+    """DeepSpeed reads weights by itself, in the place of the Trainer's own reading, and leaves the rest to it."""
+    rewards = {"running": {"use": f"{Path(__file__)}:Running"}}
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    run_recipe(toy_recipe(policy, undisturbed, 4, rewards=rewards))
+    monkeypatch.setenv("TOY_GONE", "2")
+    with pytest.raises(RewardFailure):
+        run_recipe(toy_recipe(policy, run, 4, rewards=rewards))
+    monkeypatch.setenv("TOY_GONE", "99")
+    monkeypatch.setattr(MentorGRPOTrainer, "_load_from_checkpoint", Trainer._load_from_checkpoint)
+    run_recipe(toy_recipe(policy, run, 4, rewards=rewards))
+    assert trace(run) == trace(undisturbed)
+
+
 def test_sigterm_saves_a_state_and_says_so(policy, whole, tmp_path, monkeypatch) -> None:
     run = tmp_path / "run"
     monkeypatch.setenv("TOY_SIGNAL", "SIGTERM:2")

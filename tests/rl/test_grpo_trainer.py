@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grpo_toys import HERE, comparable, run_recipe, toy_policy, toy_recipe
+from grpo_toys import HERE, Brightness, comparable, run_recipe, toy_policy, toy_recipe
 from mentor_rewards.aggregate import advantages
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import RewardEntry, RewardError, RewardFailure
+from mentor_rewards.contract import RewardBatch, RewardEntry, RewardError, RewardFailure, RewardOutput, RewardSpec
 from mentor_rewards.server import serving
 from trl import GRPOConfig, GRPOTrainer
 
@@ -196,11 +197,24 @@ def test_reward_rises_on_prompts_never_trained_on(policy, tmp_path) -> None:
     assert not any(key.startswith("decoder.blocks") for key in frozen)
 
 
+class Noisy(Brightness):
+    """Brightness with noise from all generators."""
+
+    spec = RewardSpec("noisy", "1", deterministic=False)
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        noise = [random.random() + np.random.rand() + torch.rand(()).item() for _ in range(len(batch))]
+        scores = super().score(batch).scores
+        return RewardOutput([(score or 0.0) + each for score, each in zip(scores, noise, strict=True)])
+
+
 def test_watching_does_not_change_the_training(policy, tmp_path) -> None:
-    """A monitor whose scores draw random numbers, at every step or at the ends only: the same training metrics."""
+    """A reward that draws random numbers, watched at every step or at the ends only: the same training metrics."""
     traces = []
+    rewards = {"noisy": {"use": f"{Path(__file__)}:Noisy"}}
     for every in (1, 100):
-        values = toy_recipe(policy, tmp_path / f"run{every}", 3, monitoring={"every": every, "prompts": 3})
+        monitoring = {"every": every, "prompts": 3}
+        values = toy_recipe(policy, tmp_path / f"run{every}", 3, monitoring=monitoring, rewards=rewards)
         lines = run_recipe(values)
         traces.append([{k: v for k, v in comparable(x).items() if not k.startswith("eval/")} for x in lines])
     assert traces[0] == traces[1]

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 from pathlib import Path
+import time
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 from mentor_base.data.emoji import EmojiWorld
 from mentor_base.data.schema import Example, Prompt
 from mentor_base.runlog import RunFolder
+from mentor_rl.grpo_callbacks import PhaseClock
 from mentor_rl.monitors.copying import copies, copy_metrics, copy_thresholds, correlation, reference_similarity
 from mentor_rl.monitors.fixed_prompts import FixedPrompts, undisturbed_randomness
 from mentor_rl.monitors.groups import flat_groups, picture_diversity, thumbnails, token_diversity
@@ -62,6 +64,29 @@ def test_a_large_reference_does_not_make_a_large_sheet(tmp_path: Path) -> None:
     sheet = fixed.sheet([Image.new("RGB", (16, 16), "blue")] * 2)
     assert max(sheet.size) < 100
     assert sheet.getpixel((56, 16)) == (255, 0, 0)
+
+
+def test_a_phase_ends_when_the_gpu_has_done_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls that return at once and leave .05 s of work to the device. An update is not waited for, the next phase not
+    charged with it.
+    """
+    queued: list[float] = []
+
+    def synchronize() -> None:
+        time.sleep(queued.pop() if queued else 0.0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    clock = PhaseClock()
+    with clock.phase(None):
+        queued.append(0.05)
+    assert queued
+    with clock.phase("reward"):
+        pass
+    with clock.phase("reference"):
+        queued.append(0.05)
+    found = clock.metrics(1, 1)
+    assert found["seconds/reward"] < 0.04 < found["seconds/reference"]
 
 
 def test_trend_by_hand() -> None:

@@ -133,7 +133,10 @@ def test_engines_that_cannot_draw_the_step(
     check_rollout(GrpoRecipe.model_validate(step_recipe(tmp_path, tmp_path / "run", chunk=2)), 6)
 
 
-def test_rewards_that_depend_on_the_others_are_not_scored_in_parts(policy: Path, tmp_path: Path) -> None:
+def test_rewards_that_depend_on_the_others_are_not_scored_in_parts(
+    policy: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(grpo_run, "load_policy", lambda *_: pytest.fail("the policy was read"))
     rewards = {"ranked": {"use": f"{HERE}:Ranked"}}
     algorithm = {"rollout": {"chunk": 1}}
     with pytest.raises(UserError, match=r"algorithm\.rollout\.chunk: expected rewards that .*, found 'ranked'"):
