@@ -10,6 +10,7 @@ LICENSE, DATA_LICENSES.md
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -24,8 +25,8 @@ from mentor_base.errors import UserError
 from mentor_base.runlog import MANIFEST, MARKER, RunFolder
 from mentor_rl import gallery
 from mentor_rl.evaluate.result import Result
-from mentor_rl.plot import line_chart
-from mentor_rl.report.curves import CHARTS, SMOOTH, read_metrics
+from mentor_rl.monitors.sentences import fixed_prompts
+from mentor_rl.report.curves import read_metrics, run_charts
 
 WHAT = {
     "tokenizer": "A VQ picture tokenizer of the VQ-16 design.",
@@ -54,8 +55,11 @@ BEFORE_AFTER_ROWS = 12
 
 
 def write_card(run: RunFolder, folder: Path, dtype: str, best: Mapping[str, Any] | None = None) -> None:
-    """Write README.md and the files that it shows into an export's folder. ``best``: see monitors/best.py."""
-    recipe = run.recipe()
+    """Write README.md and the files that it shows into an export's folder.
+
+    ``best`` (see monitors/best.py): the policy is that of this step, and so are its pictures and metrics.
+    """
+    recipe, until = run.recipe(), math.inf if best is None else best["step"]
     shutil.copyfile(run.path / MARKER, folder / MARKER)
     shutil.copyfile(run.path / MANIFEST, folder / MANIFEST)
     _copy_licences(folder)
@@ -65,10 +69,11 @@ def write_card(run: RunFolder, folder: Path, dtype: str, best: Mapping[str, Any]
         _purpose(recipe),
         USE.format(name=folder_name(folder)) if recipe["kind"] in ("sft", "grpo") else "",
         _facts(run, dtype, best),
+        _last_metrics(run, until),
         _benchmarks(run, folder),
-        _before_after(run, folder),
+        _before_after(run, folder, until),
         _curves(run, folder),
-        _grids(run, folder),
+        _grids(run, folder, until),
         "## Recipe\n\n```yaml\n" + yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) + "```\n",
         _licence(recipe),
     ]
@@ -110,7 +115,7 @@ def _facts(run: RunFolder, dtype: str, best: Mapping[str, Any] | None) -> str:
         "started": manifest.get("started"),
     }
     table = "".join(f"| {name} | {value} |\n" for name, value in rows.items() if value is not None)
-    return f"## How it was made\n\n| | |\n|---|---|\n{table}\n{_last_metrics(run)}"
+    return f"## How it was made\n\n| | |\n|---|---|\n{table}"
 
 
 def _best_step(best: Mapping[str, Any]) -> str:
@@ -120,9 +125,10 @@ def _best_step(best: Mapping[str, Any]) -> str:
     )
 
 
-def _last_metrics(run: RunFolder) -> str:
-    """First and last value of every metric that was logged at least twice."""
-    moved = {key: points for key, points in read_metrics(run).items() if len(points) > 1}
+def _last_metrics(run: RunFolder, until: float) -> str:
+    """First and last value of every metric that was logged at least twice up to this step."""
+    logged = {key: [point for point in points if point[0] <= until] for key, points in read_metrics(run).items()}
+    moved = {key: points for key, points in logged.items() if len(points) > 1}
     if not moved:
         return ""
     rows = "".join(f"| {key} | {points[0][1]:.4g} | {points[-1][1]:.4g} |\n" for key, points in sorted(moved.items()))
@@ -141,14 +147,15 @@ def _benchmarks(run: RunFolder, folder: Path) -> str:
     return "\n".join(parts)
 
 
-def _before_after(run: RunFolder, folder: Path) -> str:
-    """One sheet of the fixed prompts: references, the first recorded pictures, the last ones."""
+def _before_after(run: RunFolder, folder: Path, until: float) -> str:
+    """One sheet of the fixed prompts: references, the first recorded pictures, the last ones up to this step."""
     shown = gallery.read(run.path)
-    if shown is None or len(shown.steps) < 2:
+    steps = [step for step in shown.steps if step <= until] if shown is not None else []
+    if shown is None or len(steps) < 2:
         return ""
     from mentor_base.images import contact_sheet
 
-    first, last = shown.steps[0], shown.steps[-1]
+    first, last = steps[0], steps[-1]
     rows, captions = [], []
     for i, prompt in enumerate(shown.prompts[:BEFORE_AFTER_ROWS]):
         pictures = [shown.pictures[first][i], shown.pictures[last][i]]
@@ -159,32 +166,30 @@ def _before_after(run: RunFolder, folder: Path) -> str:
     (folder / "pictures").mkdir(exist_ok=True)
     contact_sheet(rows, captions).save(folder / "pictures" / "before_after.png")
     return (
-        f"## Before and after\n\nFixed prompts that training never saw: references, step {first}, step {last}.\n\n"
+        f"## Before and after\n\n{fixed_prompts(run.recipe())}: references, step {first}, step {last}.\n\n"
         "![before and after](pictures/before_after.png)\n"
     )
 
 
 def _curves(run: RunFolder, folder: Path) -> str:
-    metrics = read_metrics(run)
+    """Of the whole run."""
+    charts = run_charts(read_metrics(run))
     links = []
-    for title, pattern in CHARTS:
-        series = {
-            match.group(1): points
-            for key, points in metrics.items()
-            if len(points) > 1 and (match := re.fullmatch(pattern, key))
-        }
-        chart = line_chart(title, series, smooth=SMOOTH)
-        if chart:
-            name = re.sub(r"\W+", "_", title.split(":")[-1].strip().lower())
-            (folder / "curves").mkdir(exist_ok=True)
-            (folder / "curves" / f"{name}.svg").write_text(chart, encoding="utf-8")
-            links.append(f"![{title}](curves/{name}.svg)")
+    for title, chart in charts.items():
+        name = re.sub(r"\W+", "_", title.lower())
+        (folder / "curves").mkdir(exist_ok=True)
+        (folder / "curves" / f"{name}.svg").write_text(chart, encoding="utf-8")
+        links.append(f"![{title}](curves/{name}.svg)")
     return "## Curves\n\n" + "\n".join(links) + "\n" if links else ""
 
 
-def _grids(run: RunFolder, folder: Path) -> str:
-    """The trainer's newest sample grid of each name."""
-    newest = {file.stem.split("_", 2)[-1]: file for file in sorted((run.path / "samples").glob("step_*.png"))}
+def _grids(run: RunFolder, folder: Path, until: float) -> str:
+    """The trainer's newest sample grid of each name up to this step."""
+    newest = {}
+    for file in sorted((run.path / "samples").glob("step_*.png")):
+        _, step, name = file.stem.split("_", 2)
+        if int(step) <= until:
+            newest[name] = file
     if not newest:
         return ""
     (folder / "pictures").mkdir(exist_ok=True)

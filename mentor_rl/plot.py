@@ -16,6 +16,7 @@ Point = tuple[float, float]
 COLOURS = ("#3366cc", "#d9632b", "#2f9e5f", "#8a4fbf", "#c2405f", "#1f8f9f", "#8c6d31", "#666f7a")
 WIDTH, HEIGHT = 420, 232
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 42, 26
+LEGEND_ROW = 14
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,15 @@ def line_chart(
             points = _exponential_mean(points, smooth)
         parts.append(_polyline(frame, points, i, 1.0))
     parts += [_mark(frame, step) for step in marks if frame.x0 <= step <= frame.x1]
-    parts.append(_text(LEFT, 15, title, size=13, weight=600))
+    rows = 1
     if below is not None:
         parts.append(_text(LEFT, 31, below, size=11, muted=True))
     elif len(drawn) > 1:
-        parts.append(_legend({name: i for name, (i, _) in drawn.items()}))
-    return _svg(parts, title)
+        legend, rows = _legend({name: i for name, (i, _) in drawn.items()})
+        parts.append(legend)
+    above = LEGEND_ROW * (rows - 1)
+    parts.append(_text(LEFT, 15 - above, title, size=13, weight=600))
+    return _svg(parts, title, above=above)
 
 
 def scatter_chart(
@@ -256,18 +260,24 @@ def _exponential_mean(points: Sequence[Point], keep: float) -> list[Point]:
     return out
 
 
-def _legend(places: Mapping[str, int]) -> str:
-    """Below the title a dot and a name per line of the chart, as many as fit."""
-    parts = []
+def _legend(places: Mapping[str, int]) -> tuple[str, int]:
+    """A dot and a name per line of the chart, and the number of rows: the last one ends where a single one would."""
+    rows: list[list[tuple[float, str, int]]] = [[]]
     x = float(LEFT)
     for name, place in places.items():
         width = 18 + 5.6 * len(name)
-        if x + width > WIDTH:
-            break
-        parts.append(f'<circle cx="{x + 4:.1f}" cy="27.5" r="3.5" fill="{colour(place)}"/>')
-        parts.append(_text(x + 11, 31, name, size=10))
+        if rows[-1] and x + width > WIDTH:
+            rows.append([])
+            x = float(LEFT)
+        rows[-1].append((x, name, place))
         x += width
-    return "".join(parts)
+    parts = []
+    for row, names in enumerate(reversed(rows)):
+        y = 31 - LEGEND_ROW * row
+        for x, name, place in names:
+            parts.append(f'<circle cx="{x + 4:.1f}" cy="{y - 3.5}" r="3.5" fill="{colour(place)}"/>')
+            parts.append(_text(x + 11, y, name, size=10))
+    return "".join(parts), len(rows)
 
 
 def _text(
@@ -285,11 +295,16 @@ def _number(value: float) -> str:
 
 
 def _svg(
-    parts: Sequence[str], title: str, width: float = WIDTH, height: float = HEIGHT, scale: float | None = None
+    parts: Sequence[str],
+    title: str,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    scale: float | None = None,
+    above: float = 0.0,
 ) -> str:
-    """With ``scale`` of a fixed size, else as wide as there is room."""
+    """With ``scale`` of a fixed size, else as wide as there is room; ``above`` more of it than y = 0."""
     size = "" if scale is None else f'width="{width * scale:g}" height="{height * scale:g}" '
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" {size}'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {0 - above:g} {width:g} {height + above:g}" {size}'
         f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )

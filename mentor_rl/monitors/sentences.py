@@ -1,4 +1,4 @@
-"""The monitors' curves in plain sentences, for the report."""
+"""What the monitors saw, and of what prompts, in plain words: for the report and the model card."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from mentor_rl.monitors.copying import HONEST
 from mentor_rl.monitors.hacking import PREFIX, threshold
 
 Points = Sequence[tuple[float, float]]  # (step, value), ascending steps
+FIXED = {  # by monitoring.split
+    "train": "Fixed prompts of the training split",
+    "val": "Fixed prompts of the validation split",
+    "unseen_subjects": "Fixed prompts about subjects that training never saw",
+    "unseen_pairs": "Fixed prompts that ask for subjects in styles in which training never saw them",
+}
 ENDS = 0.1  # share of a run's points that its beginning and its end are the means of
 
 
@@ -19,6 +25,11 @@ class Sign:
 
     text: str
     alarm: float | None = None
+
+
+def fixed_prompts(recipe: Mapping[str, Any]) -> str:
+    """Which prompts the fixed ones of a resolved recipe are."""
+    return FIXED.get(recipe.get("monitoring", {}).get("split"), "Fixed prompts")
 
 
 def signs(metrics: Mapping[str, Points], recipe: Mapping[str, Any]) -> list[Sign]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -30,10 +30,10 @@ def results_section(results: Mapping[Path, Result]) -> str:
     return "".join(parts)
 
 
-def results_together(results: Mapping[str, Result]) -> str:
+def results_together(results: Iterable[tuple[str, Result]]) -> str:
     """Results of one benchmark by one judge on the same prompts in one table; others stay apart."""
     groups: dict[tuple[str, str, bool, str], dict[str, Result]] = {}
-    for label, result in results.items():
+    for label, result in results:
         groups.setdefault((result.benchmark, result.judge, result.stand_in, result.prompts), {})[label] = result
     parts = []
     for (benchmark, *_), group in groups.items():

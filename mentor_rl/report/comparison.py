@@ -26,15 +26,12 @@ def comparison_section(runs: Mapping[str, tuple[Path, str]], extra: Mapping[str,
         extra: label -> a result that was named by itself.
     """
     galleries = {label: found for label, (path, _) in runs.items() if (found := last_pictures(path)) is not None}
-    results = {
-        **{label: result for label, (path, _) in runs.items() for result in read_results(path).values()},
-        **extra,
-    }
+    results = [(label, result) for label, (path, _) in runs.items() for result in read_results(path).values()]
     note = "The same prompt, the last recorded step of each run, scores in native units."
     parts = [
         "<h1>Side by side</h1>",
         _table_of(runs),
-        results_together(results),
+        results_together([*results, *extra.items()]),
         section("Pictures", side_by_side(galleries, list(runs)), note),
         *_benchmarks_side_by_side(runs),
         section("Curves", charts_of_runs({label: read_metrics(RunFolder(path)) for label, (path, _) in runs.items()})),

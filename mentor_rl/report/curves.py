@@ -1,4 +1,4 @@
-"""Curves from metrics.jsonl: all metrics of one run, and the same metric of several runs in one chart."""
+"""Curves from metrics.jsonl: a run's metrics by subject, and the same metric of several runs in one chart."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mentor_rl.report.markup import figure
 # Title of a chart -> which metrics belong to it; group 1 is the name in the legend. First match wins.
 CHARTS: tuple[tuple[str, str], ...] = (
     ("Reward: weighted sum, mean of a step", r"(reward)"),
-    ("Each reward: mean of a step", r"rewards/([\w.]+)/mean"),
-    ("Each reward: spread within groups", r"rewards/([\w.]+)/group_std"),
-    ("Each reward: share of scores at a bound", r"rewards/([\w.]+)/saturated"),
-    ("Each reward: share of failed scores", r"rewards/([\w.]+)/failed"),
-    ("Each reward: seconds a step", r"rewards/([\w.]+)/seconds"),
-    ("Held-out rewards: evidence of hacking, deviations", r"hacking/([\w.]+)"),
-    ("Fixed unseen prompts: mean score", r"eval/([\w.]+)"),
-    ("KL to the frozen reference, per token", r"(kl)"),
+    ("Each reward: mean of a step", r"rewards/([^/]+)/mean"),
+    ("Each reward: spread within groups", r"rewards/([^/]+)/group_std"),
+    ("Each reward: share of scores at a bound", r"rewards/([^/]+)/saturated"),
+    ("Each reward: share of failed scores", r"rewards/([^/]+)/failed"),
+    ("Each reward: seconds a step", r"rewards/([^/]+)/seconds"),
+    ("Held-out rewards: evidence of hacking, deviations", r"hacking/([^/]+)"),
+    ("Fixed prompts: mean score", r"eval/([^/]+)"),
+    ("KL to the reference, per token", r"(kl)"),
     ("Entropy, nats per token", r"(entropy)"),
     ("Gap: sampler's and recomputed log-prob", r"gap/(mean|max)"),
     ("Share of clipped tokens", r"(clip_share)"),
@@ -35,8 +35,8 @@ CHARTS: tuple[tuple[str, str], ...] = (
     ("Copies: mean similarity to the reference", r"copies/(similarity)"),
     ("Gradient norm", r"(grad_norm)"),
     ("Loss", r"(loss)"),
-    ("Validation loss", r"val/([\w.]+)"),
-    ("Rise of the loss with another example's reference", r"reference/([\w.]+)"),
+    ("Validation loss", r"val/([^/]+)"),
+    ("Rise of the loss with another example's reference", r"reference/([^/]+)"),
     ("Learning rate", r"(lr|learning_rate)"),
     ("Seconds a step", r"seconds/(\w+)"),
 )
@@ -57,14 +57,19 @@ def read_metrics(run: RunFolder) -> Metrics:
     return series
 
 
-def charts_of_run(metrics: Metrics, alarms: Sequence[float]) -> str:
-    """A chart per subject, a line per name; a dashed mark at each alarm."""
-    charts = []
+def run_charts(metrics: Metrics, alarms: Sequence[float] = ()) -> dict[str, str]:
+    """Title -> SVG: a chart per subject, a line per name; a dashed mark at each alarm."""
+    charts = {}
     for title, keys in _placed(metrics):
         series = {name: metrics[key] for name, key in keys.items() if len(metrics[key]) > 1}
         marks = alarms if title.startswith(MARKED) else ()
-        charts.append(figure(line_chart(title, series, smooth=_smoothing(title), marks=marks)))
-    return _grid(charts)
+        charts[title] = line_chart(title, series, smooth=_smoothing(title), marks=marks)
+    return {title: chart for title, chart in charts.items() if chart}
+
+
+def charts_of_run(metrics: Metrics, alarms: Sequence[float]) -> str:
+    """All charts of a run, as HTML."""
+    return _grid([figure(chart) for chart in run_charts(metrics, alarms).values()])
 
 
 def charts_of_runs(runs: Mapping[str, Metrics]) -> str:

@@ -13,7 +13,7 @@ import yaml
 from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
 from mentor_rl.monitors.group_files import read_groups
-from mentor_rl.monitors.sentences import Sign, signs
+from mentor_rl.monitors.sentences import Sign, fixed_prompts, signs
 from mentor_rl.report.benchmarks import read_results, results_section
 from mentor_rl.report.curves import Metrics, charts_of_run, read_metrics
 from mentor_rl.report.groups import groups_trained_on, metric_table
@@ -29,7 +29,7 @@ def run_section(path: Path, label: str, anchor: str) -> str:
     watched = signs(metrics, recipe)
     shown = gallery.read(path)
     steps = shown.steps if shown is not None else ()
-    before = f"Fixed prompts about subjects that training never saw: reference, step {min(steps, default=0)}, "
+    before = f"{fixed_prompts(recipe)}: reference, step {min(steps, default=0)}, "
     parts = [
         f"<h1>{escape(label)} <small>{escape(str(recipe.get('kind')))}</small></h1>",
         f"<p>{escape(str(recipe.get('about', '')))}</p>",

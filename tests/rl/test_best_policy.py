@@ -74,6 +74,9 @@ def test_the_best_policy_of_a_run_loads_and_exports(policy, tmp_path, monkeypatc
     assert all(torch.equal(value, best.state_dict()[key]) for key, value in exported.state_dict().items())
     card = (tmp_path / "export/README.md").read_text()
     assert "| optimizer steps | 2, with the best eval/brightness (0.9, max) of 3 evaluations on the fixed" in card
+    assert "| eval/brightness | 0.2 | 0.9 |" in card
+    assert "Fixed prompts about subjects that training never saw: references, step 0, step 2." in card
+    assert "(pictures/step_000002_fixed.png)" in card
 
 
 def test_none_is_kept_unless_asked_for_and_only_what_is_measured_can_be_asked_for(policy, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from PIL import Image
 
 from mentor_base.errors import UserError
+from mentor_base.runlog import RunFolder
 from mentor_rl.export import export_run
 
 
@@ -75,6 +77,19 @@ def test_the_card_shows_the_run(grpo_run: Path, tmp_path: Path) -> None:
     assert yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
     for name in ("LICENSE", "DATA_LICENSES.md", "recipe.yaml", "manifest.json", "results/emojibench.json"):
         assert (out / name).stat().st_size > 0
+
+
+def test_every_chart_of_the_card_has_a_file_of_its_own(grpo_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(grpo_run)
+    for step in range(4, 7):
+        run.log(step, **{"rewards/style/seconds": step, "seconds/update": 2 * step, "rewards/my-own/mean": step})
+    out = export_run(grpo_run, tmp_path / "fox")
+    card = (out / "README.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^!\[(.*)\]\((curves/.*)\)$", card, re.MULTILINE))
+    assert shown.keys() >= {"Seconds a step", "Each reward: seconds a step", "Loss"}
+    assert len(set(shown.values())) == len(shown) == len(list((out / "curves").iterdir()))
+    means = (out / shown["Each reward: mean of a step"]).read_text(encoding="utf-8")
+    assert all(f">{name}</text>" in means for name in ("style", "my-own"))
 
 
 def test_a_tokenizer_is_copied(grpo_run: Path, tmp_path: Path) -> None:

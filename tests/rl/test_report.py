@@ -21,7 +21,7 @@ from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
 from mentor_rl.ablation.outcome import ArmOutcome, Cell, Outcome
 from mentor_rl.evaluate.result import Result
-from mentor_rl.plot import COLOURS, heat_map, line_chart, scatter_chart
+from mentor_rl.plot import COLOURS, HEIGHT, TOP, WIDTH, heat_map, line_chart, scatter_chart
 from mentor_rl.plot_labels import Box, place_labels
 from mentor_rl.report.benchmarks import published_table, results_together
 from mentor_rl.report.page import write_report
@@ -297,12 +297,24 @@ def test_results_on_other_prompts_are_not_put_together() -> None:
         return Result("emojibench", {"fox": {"CP": cp}}, judge="j", prompts=prompts, seeds=(seed,), notes=(note,))
 
     alike = {"a": result(0.125, "8", 0, "first"), "b": result(0.25, "8", 7, "second")}
-    shown = results_together({**alike, "c": result(0.5, "96", 0, "third")})
+    shown = results_together([*alike.items(), ("c", result(0.5, "96", 0, "third"))])
     assert "a: fox" in shown
     assert "b: fox" in shown
     assert "c: fox" not in shown
     assert "Seeds: [0], [7]." in shown
     assert "<li>first</li><li>second</li>" in shown
+
+
+def test_all_results_of_a_folder_are_compared(tmp_path: Path) -> None:
+    runs = [RunFolder.open(tmp_path / name, {"kind": "evaluate", "run": name}) for name in ("one", "two")]
+    for benchmark in ("emojibench", "geneval"):
+        for run in runs:
+            Result(benchmark, {"fox": {"CP": 0.5}}, judge="j").write(run.result_path(benchmark))
+    page = write_report([run.path for run in runs], tmp_path / "out.html").read_text(encoding="utf-8")
+    for benchmark in ("emojibench", "geneval"):
+        together = page.partition(f"<h2>{benchmark}, together</h2>")[2].partition("</table>")[0]
+        assert "one: fox" in together
+        assert "two: fox" in together
 
 
 def test_published_rows_stand_above_ours() -> None:
@@ -346,6 +358,20 @@ def test_charts_leave_out_what_is_not_finite_and_place_points_where_they_belong(
     (_, _), (x1, _), (x2, _) = [tuple(map(float, p)) for p in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', close)]
     assert x2 - x1 > 100  # the axes close in on what is there
     assert ">0.2<" in close  # a line of equal products
+
+
+def test_every_line_has_its_name_in_a_legend_that_lies_above_the_chart() -> None:
+    names = [f"a reward of a long name {i}" for i in range(5)]
+    for drawn in (names[:2], names):
+        svg = line_chart("t", {name: [(0, i), (1, i + 1)] for i, name in enumerate(drawn)})
+        top, height = re.findall(r'viewBox="0 (-?\d+) \d+ (\d+)"', svg)[0]
+        texts = re.findall(r'<text x="([\d.]+)" y="([-\d.]+)"[^>]*>([^<]+)<', svg)
+        at = {text: (float(x), float(y)) for x, y, text in texts}
+        assert at.keys() >= {*drawn}
+        places = [at[name] for name in drawn]
+        assert len(set(places)) == len(drawn)
+        assert all(float(top) < at["t"][1] < y < TOP and x + 5 * len(names[0]) < WIDTH for x, y in places)
+        assert int(height) + int(top) == HEIGHT
 
 
 def test_names_of_points_never_lie_on_each_other() -> None:
