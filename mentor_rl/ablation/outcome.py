@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from mentor_base.errors import UserError
 from mentor_base.runlog import write_atomically
 from mentor_rl.evaluate.published import PublishedTable, published_tables, shown
-from mentor_rl.evaluate.result import number
+from mentor_rl.evaluate.result import finite, number
 
 BENCHMARK, REWARDS = "benchmark", "rewards"
 TITLES = {BENCHMARK: "Benchmark", REWARDS: "Rewards on the fixed prompts, last step"}
@@ -89,7 +89,7 @@ class Outcome:
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(finite(asdict(self)), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> Outcome:
@@ -245,11 +245,3 @@ def _arm(held: Mapping[str, Any]) -> ArmOutcome:
     panels = {panel: {name: Cell(**cell) for name, cell in cells.items()} for panel, cells in held["panels"].items()}
     told = {key: held[key] for key in ("changes", "tuned", "measured")}
     return ArmOutcome(trained=tuple(held["trained"]), seeds=tuple(held["seeds"]), panels=panels, **told)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

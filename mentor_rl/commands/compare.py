@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,11 +29,12 @@ def compare(
 ) -> None:
     """Say of each metric whether B differs from A by more than noise."""
     from mentor_rl.evaluate.compare import compare_sides, read_side
+    from mentor_rl.evaluate.result import finite
 
     sides = read_side(before, first), read_side(after, second)
     rows, how = compare_sides(*sides, unpaired=unpaired)
     if as_json:
-        print(json.dumps({"how": how, "rows": [_plain(asdict(row)) for row in rows]}, indent=1, ensure_ascii=False))
+        print(json.dumps({"how": how, "rows": [finite(asdict(row)) for row in rows]}, indent=1, ensure_ascii=False))
     else:
         show(sides, rows, how)
 
@@ -68,12 +69,3 @@ def _change(value: Sequence[float] | None) -> str:
         return ""
     mean, low, high = value
     return f"{mean:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else "")
-
-
-def _plain(value: Any) -> Any:
-    """Numbers that are not finite as null, which JSON has."""
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

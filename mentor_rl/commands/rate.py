@@ -42,7 +42,7 @@ def import_ratings(
 
     from mentor_base.runlog import write_atomically
     from mentor_rl.evaluate.rating import AXES, read_ratings
-    from mentor_rl.evaluate.result import Result, result_file
+    from mentor_rl.evaluate.result import Result, finite, result_file
 
     ratings = read_ratings(files)
     judged = Result.read(result_file(result)) if result is not None else None
@@ -54,7 +54,7 @@ def import_ratings(
         print(_paper())
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, json.dumps(_finite(facts), indent=1) + "\n")
+        write_atomically(out, json.dumps(finite(facts), indent=1) + "\n")
 
 
 def _paper() -> str:
@@ -105,9 +105,3 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1%}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

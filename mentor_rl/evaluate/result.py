@@ -53,7 +53,7 @@ class Result:
     def write(self, path: Path) -> None:
         """As JSON, whole or not at all; numbers that are not finite become null."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(path, json.dumps(finite(asdict(self)), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Result:
@@ -197,11 +197,12 @@ def _is_value(value: Any) -> bool:
     return value is None or isinstance(value, (int, float, str))
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null in the place of numbers that JSON does not have."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
