@@ -46,7 +46,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved reci
 
 
 def finite(value: float) -> float:
-    """A bound of typer's lets NaN and infinity pass."""
+    """A lower bound of typer's lets infinity pass."""
     if not math.isfinite(value):
         raise typer.BadParameter(f"expected a finite number, found '{value}'")
     return value

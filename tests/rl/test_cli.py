@@ -141,7 +141,7 @@ def test_bad_input_is_one_line(mentor: Shell, arguments: list[str], line: str) -
         ("demo --steps few", "mentor demo: --steps: expected a valid integer, unable to parse"),
         ("demo --steps", "command line: option '--steps' requires an argument"),
         ("compare a b c", "mentor compare: got unexpected extra argument(s) (c)"),
-        ("sample x --text a --guidance nan", "mentor sample: --guidance: expected a finite number, found 'nan'"),
+        ("sample x --text a --guidance inf", "mentor sample: --guidance: expected a finite number, found 'inf'"),
         ("sample x --text a --temperature inf", "mentor sample: --temperature: expected a finite number, found 'inf'"),
         ("judge serve --start-timeout 0", "mentor judge serve: --start-timeout: expected greater than or equal to 1"),
     ],
