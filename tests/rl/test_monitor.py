@@ -4,8 +4,8 @@ import itertools
 import logging
 import math
 import random
-from pathlib import Path
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
