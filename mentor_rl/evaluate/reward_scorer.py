@@ -24,7 +24,8 @@ class RewardScorer:
     """
 
     def __init__(self, entries: Mapping[str, RewardEntry]) -> None:
-        self.entries = dict(entries)
+        watched = {"role": "monitor"}  # so that one whose lower scores are better needs no scale to turn it
+        self.entries = {name: entry.model_copy(update=watched) for name, entry in entries.items()}
         Composite(self.entries)  # reads no weights
         self._composite: Composite | None = None
 

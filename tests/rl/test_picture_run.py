@@ -221,6 +221,11 @@ def test_every_file_that_is_no_wanted_picture_is_told(tmp_path: Path) -> None:
     assert folder.missing() == [("b", 0), ("c", 0)]
 
 
+def test_a_reward_whose_lower_scores_are_better_is_measured_as_it_is(recipe: dict[str, Any]) -> None:
+    result = run({**recipe, "rewards": {"jpeg_size": {}}})
+    assert result.metrics["fox"]["jpeg_size"][0] > 0  # type: ignore[index]
+
+
 def test_a_reward_that_applies_to_no_prompt_is_named(recipe: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "others"
     folder.mkdir()
