@@ -75,7 +75,7 @@ def test_the_ratio_comes_from_the_clock(monkeypatch: pytest.MonkeyPatch) -> None
         ticks.append(0.0)
         slow = isinstance(way, rollout.Reference)
         if slow:
-            way.prefill(False)
+            way.prefill()
         return rollout.Timing(10.0, 20.0) if slow else rollout.Timing(1.0, 2.0 * (1 + (len(ticks) > 2)))
 
     monkeypatch.setattr(rollout, "time_way", timed)
