@@ -64,14 +64,18 @@ class PolicyPasses:
 
     @contextmanager
     def sampler_autocast(self, policy: MentorForConditionalGeneration, uids: Sequence[int]) -> Iterator[None]:
-        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before, in one
-        batch, so that they are the same for rollouts in parts.
-        """
+        """The precision of rollouts. Prefixes that the training pass will read too are made in its own before."""
         device, dtype = next(policy.parameters()).device, self.algorithm.sampler_dtype
-        with self.autocast():
-            self.store.read(policy, sorted(set(uids)), device, POLICY)
+        self.read(policy, uids, device, POLICY)
         with self.autocast() if dtype is None else torch.autocast(device.type, getattr(torch, dtype)):
             yield
+
+    def read(self, model: torch.nn.Module, uids: Sequence[int], device: torch.device, owner: str) -> None:
+        """Make the prefixes that can be kept in one batch: the same ones for rollouts and passes in parts, and by one
+        call on each process, as one whose weights are dealt out needs it.
+        """
+        with self.autocast():
+            self.store.read(model, sorted(set(uids)), device, owner)
 
     def logprobs(
         self, model: torch.nn.Module, uids: Sequence[int], tokens_NL: torch.Tensor, owner: str, entropy: EntropyMode

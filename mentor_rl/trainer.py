@@ -305,6 +305,8 @@ class MentorGRPOTrainer(LossAnew, WholeStates, GRPOTrainer):
         size = batch_size or len(tokens_NL)
         parts = []
         with self.clock.phase("reference" if is_reference else None if update else "old"):
+            if is_reference:
+                self.passes.read(model, uids_N, tokens_NL.device, owner)
             for start in range(0, len(tokens_NL), size):
                 piece = slice(start, start + size)
                 parts.append(self.passes.logprobs(model, uids_N[piece], tokens_NL[piece], owner, entropy))

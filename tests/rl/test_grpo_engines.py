@@ -1,8 +1,8 @@
 """GRPO by two processes under the launch files, as accelerate prepares them: what one process makes, and what becomes
 of a NaN of one of them and of the best policy.
 
-Sampling reads whole weights between passes, and a group is split between the processes. DeepSpeed is an extra, and its
-tests run where it is installed.
+Sampling reads whole weights between passes, and a group is split between the processes, whose update passes meet new
+prompts in different places ("weights"). DeepSpeed is an extra, and its tests run where it is installed.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ from engine_launch import launched
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the extra deepspeed")
 MISHAP = HERE.with_name("grpo_mishap.py")
 WAYS = {
-    "weights": {"algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2}},
+    "weights": {"algorithm": {"group_size": 4, "prompts_per_step": 3, "inner_iterations": 2, "micro_batch": 2}},
     "adapters": {
         "algorithm": {"group_size": 4, "prompts_per_step": 3, "guidance": {"scale": 2.0}},
         "train": {"text_encoder": True, "lora": {"rank": 4, "alpha": 16}},
