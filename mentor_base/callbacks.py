@@ -202,16 +202,21 @@ class InterruptCallback(TrainerCallback):
 
 
 class ProgressCallback(TrainerCallback):
-    """The project's progress bar in place of tqdm; the main process only. ``close`` it when training raises."""
+    """The project's progress bar in place of tqdm; the main process only. ``close`` it when training raises.
+
+    It begins with the first step: what is drawn and measured before it says nothing about the time left.
+    """
 
     def __init__(self, label: str) -> None:
         self.label = label
         self._bar: ProgressBar | None = None
         self._note = ""
 
-    def on_train_begin(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self._bar is not None:
+            return
         quiet = not state.is_world_process_zero
         self._bar = ProgressBar(self.label, total=state.max_steps, done=state.global_step, quiet=quiet)
         self._bar.__enter__()

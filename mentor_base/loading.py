@@ -3,10 +3,14 @@
 A row is a pure function of (seed, index), so workers change nothing but the time. An exception that leaves a worker of
 torch's DataLoader comes back as text with a traceback in it; faults of rows are lines for people, so here they travel
 as values, with or without workers, and are raised where their batch would be used.
+
+Ctrl-C, and the SIGTERM of a job's end, reach all processes of a job. A worker that died of one would take the process
+that trains with it before its state is saved.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +53,12 @@ class CarryingCollator:
             return self.collate(whole)
         except UserError as error:
             return {FAULT: error}
+
+
+def outlive_signals(worker: int) -> None:
+    """To be called in a new worker: it ends when the process that it reads for lets it, or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def raise_fault(batch: Batch) -> None:

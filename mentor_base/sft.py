@@ -3,7 +3,7 @@
     train_stage(init=None, tokenizer="...", model=PolicyModel(), stage=..., optimisation=..., ...)
 
 The loop itself is the Trainer's; what is ours is named here and nowhere else: which parameters train
-(``stage.train``), the order of the rows (``StageTrainer._get_train_sampler``), warm-up and cosine
+(``stage.train``), the order of the rows (``StageTrainer.get_train_dataloader``), warm-up and cosine
 (``schedule``), weight decay on matrices only, and validation per task (``StageTrainer.evaluate``).
 
 Deviations from the reference training (shared with the paper's text where the two differ):
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from mentor_base.batch_split import launched_processes, split_batch
@@ -45,7 +45,7 @@ from mentor_base.engines import tokenizer_state, whole_state
 from mentor_base.epochs import in_steps
 from mentor_base.errors import UserError
 from mentor_base.interrupt import Interrupted, InterruptGuard
-from mentor_base.loading import CarriedRows, CarryingCollator, raise_fault
+from mentor_base.loading import CarriedRows, CarryingCollator, outlive_signals, raise_fault
 from mentor_base.lora import FOLDER, adapters, add_adapters, count_parameters, merged_state, save_adapter
 from mentor_base.model import PARTS, MentorForConditionalGeneration
 from mentor_base.objective import ImageTokens, Objective
@@ -56,7 +56,7 @@ from mentor_base.stage_data import Collator, StageDataset
 from mentor_base.states import WholeStates, take_up
 from mentor_base.trackers import check_trackers, tracker_callbacks
 from mentor_base.trainer_arguments import one_device, shared_arguments
-from mentor_base.validation import StageValidation
+from mentor_base.validation import StageValidation, check_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def train_stage(
     optimisation = in_steps(optimisation, stage.mixture, world, run)
     args = training_arguments(optimisation, checkpoints, seed, run, stage.workers)
     rows = StageDataset(stage.mixture, seed, optimisation.steps * optimisation.batch, world)
+    check_held_out(validation, world, stage.mixture.weights)
     policy, processor = starting_point(init, tokenizer, model, world, seed)
     set_trained_parts(policy, stage.train, seed)
     objective = objective_of(stage, optimisation, policy, processor)
@@ -241,8 +242,19 @@ class StageTrainer(LossAnew, WholeStates, Trainer):
         """The callback of this class."""
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, kind))
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows in their order: what stands where is the business of stage_data.py."""
+        batches: DataLoader[Any] = self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                self._train_batch_size,
+                collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                worker_init_fn=outlive_signals,
+            )
+        )
+        return batches
 
 
 class ValidationCallback(TrainerCallback):
@@ -283,9 +295,8 @@ def run_trainer(trainer: StageTrainer, run: RunFolder) -> None:
     """Train from the newest state in ``run``, or from the start with a validation of the untrained model."""
     state = take_up(run, trainer.is_world_process_zero())
     progress = trainer.callback(ProgressCallback)
+    trainer.args.eval_on_start = state is None  # once the model is where its engine wants it
     try:
-        if state is None:
-            trainer.evaluate()
         trainer.train(resume_from_checkpoint=str(state) if state is not None else None)
     except BaseException as error:
         progress.close(error)

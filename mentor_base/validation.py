@@ -8,7 +8,7 @@ can be laid side by side. Conditions are never dropped, and the trainer's random
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -25,6 +25,16 @@ from mentor_base.settings import Validation
 from mentor_base.stage_data import Row
 
 VALIDATION_SEED = 20_507
+
+
+def check_held_out(settings: Validation, world: World, tasks: Iterable[str]) -> None:
+    """Draw one held-out example of each task: a split or task that is missing is found before anything is loaded.
+
+    Raises:
+        UserError: names it.
+    """
+    for task in tasks:
+        world.example(task, settings.split, VALIDATION_SEED, 0)
 
 
 class StageValidation:

@@ -47,6 +47,13 @@ def test_old_states_go_once_a_new_one_is_whole(run: RunFolder, args: TrainingArg
     assert [state.name for state in all_states(run.state)] == ["checkpoint-9", "checkpoint-10"]
 
 
+def test_a_log_line_goes_before_a_state(run: RunFolder, args: TrainingArguments) -> None:
+    callback = CheckpointCallback(run, keep=1)
+    for saves in (False, True):
+        control = callback.on_step_end(args, TrainerState(global_step=1), TrainerControl(should_save=saves))
+        assert control.should_log == saves
+
+
 def test_full_disk_is_named_before_the_state_is_written(
     run: RunFolder, args: TrainingArguments, monkeypatch: pytest.MonkeyPatch
 ) -> None:

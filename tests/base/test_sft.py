@@ -138,6 +138,33 @@ def test_a_loss_that_is_no_number_costs_its_update_only(
     assert all(value.isfinite().all() for value in load_policy(run.path)[0].state_dict().values())
 
 
+def test_the_first_validation_waits_for_the_engine(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is prepared, a model that an engine deals out lies on the CPU."""
+    prepared = []
+    evaluate = StageTrainer.evaluate
+
+    def watched(self: StageTrainer, *args: Any, **kwargs: Any) -> Any:
+        prepared.append((self.state.global_step, self.model_wrapped in self.accelerator._models))
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "evaluate", watched)
+    train_tiny(policy, tmp_path / "run", optimisation=Optimisation(lr=1e-3, steps=1, batch=2))
+    assert prepared == [(0, True), (1, True)]
+
+
+def test_validation_changes_nothing(policy: Path, tmp_path: Path) -> None:
+    optimisation = Optimisation(lr=3e-3, steps=3, batch=2, threads=1)
+    runs = [
+        train_tiny(policy, tmp_path / f"{every}", optimisation=optimisation, validation=Validation(every=every, grid=1))
+        for every in (1, 3)
+    ]
+    assert [sum("val/mean" in line for line in run.metrics()) for run in runs] == [4, 2]
+    first, second = ((run.final / "model.safetensors").read_bytes() for run in runs)
+    assert first == second
+
+
 def test_freeze_plan_and_decay(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = watched(monkeypatch)
     optimisation = Optimisation(lr=1e-2, steps=1, batch=2, weight_decay=0.05)

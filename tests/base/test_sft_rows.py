@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import signal
+import multiprocessing
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,12 @@ def stage(folder: Path, rate: float, *more: dict[str, Any], workers: int = 0) ->
 
 
 class SignalAt(TrainerCallback):
-    """Asks for a stop in step 5."""
+    """Asks for a stop in step 5, workers too, as a job's end does."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 4:
-            signal.raise_signal(signal.SIGTERM)
+            job = [os.getpid(), *(worker.pid for worker in multiprocessing.active_children())]
+            subprocess.run(["kill", "-TERM", *map(str, job)], check=True)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -70,6 +73,14 @@ def test_faults_of_rows_are_one_line_from_workers_too(policy: Path, tmp_path: Pa
             train_tiny(policy, tmp_path / f"run{rate}", stage=stage(tmp_path, rate, *more, workers=workers))
         assert str(caught.value).startswith(f"{tmp_path}/{line}")
         assert "\n" not in str(caught.value)
+
+
+def test_what_validation_lacks_is_found_before_the_policy_is_read(tmp_path: Path) -> None:
+    rows = stage(tmp_path, 1)
+    data = rows.mixture.data.model_copy(update={"val": None})
+    without = rows.model_copy(update={"mixture": rows.mixture.model_copy(update={"data": data})})
+    with pytest.raises(UserError, match="expected a split of train, found 'val'; name its files under val"):
+        train_tiny(tmp_path / "no_policy", tmp_path / "run", stage=without)
 
 
 def test_a_stage_skips_broken_rows_and_names_them(policy: Path, tmp_path: Path) -> None:
