@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets.exceptions import DatasetGenerationError
 
 from mentor_base.data.rows import (
     KEYS,
@@ -48,14 +50,14 @@ class ParquetFile:
 
     def __init__(self, path: Path, cache: str | None = None) -> None:
         self.path = path
+        if not count_parquet(path):
+            raise UserError(f"{path}: expected at least one row, found an empty table")
         self._table = _open_table(path, cache)
         self.tasks = array("B")
         for checked in _checked(self._table, path):
             if isinstance(checked, UserError):
                 raise checked
             self.tasks.append(TASKS.index(checked.task))
-        if not self.tasks:
-            raise UserError(f"{path}: expected at least one row, found an empty table")
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -70,6 +72,8 @@ class ParquetFile:
 
 def scan_parquet(path: Path, cache: str | None = None) -> Iterator[Row | UserError]:
     """Every row in order, and in place of a row that cannot be used its error."""
+    if not count_parquet(path):  # `datasets` copies no empty table
+        return
     table = _open_table(path, cache)
     for n, checked in enumerate(_checked(table, path)):
         try:
@@ -101,7 +105,10 @@ def _open_table(path: Path, cache: str | None) -> Dataset:
     shown_before = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        dataset = Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=False)
+        dataset = Dataset.from_parquet(escape(str(path)), cache_dir=cache, keep_in_memory=False)
+    except DatasetGenerationError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{path}: expected a readable Parquet file, found {reason}") from error
     finally:
         if shown_before:
             enable_progress_bars()

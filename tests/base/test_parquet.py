@@ -112,6 +112,25 @@ def test_files_that_are_none(folder: Path) -> None:
         opened(write(folder, [table]))
 
 
+def test_damaged_pages_and_no_rows_are_one_line(folder: Path) -> None:
+    path = write(folder, [row(folder, meta="{}")] * 4)
+    data = bytearray(path.read_bytes())
+    data[40:200] = bytes(160)
+    path.write_bytes(bytes(data))
+    with pytest.raises(UserError, match=r"rows.parquet: expected a readable Parquet file, found ") as caught:
+        opened(path)
+    assert "\n" not in str(caught.value)
+    pq.write_table(pq.read_table(write(folder, [row(folder)])).slice(0, 0), path)
+    with pytest.raises(UserError, match=r"rows.parquet: expected at least one row, found an empty table"):
+        opened(path)
+    assert list(scan_parquet(path)) == []
+
+
+def test_a_name_is_no_pattern(folder: Path) -> None:
+    path = write(folder, [row(folder)]).rename(folder / "rows [1] ü.parquet")
+    assert red(opened(path)[0].load().target) == 1
+
+
 def test_a_world_with_broken_and_empty_cells(folder: Path) -> None:
     rows = [row(folder, 1), row(folder, 2), row(folder, target={"bytes": b"x", "path": None}), row(folder, target=None)]
     path = write(folder, rows)
