@@ -26,7 +26,7 @@ from mentor_rl.evaluate.paired import (
 )
 from mentor_rl.evaluate.result import Result, Value, result_files
 
-FEW = 30  # items; the bootstrap's interval of a mean is too narrow below: 92 % of 16 items, 87 % of 6
+FEW = 30  # items; the bootstrap's interval of a mean is too narrow below: about 93 % of 16 items, 86 % of 6
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -83,12 +85,15 @@ PACKAGED = {"ocr_match", "nsfw_guard", "efficientnet_similarity"}
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN.keys() - NO_WEIGHTS - PACKAGED))
-def test_every_reward_that_reads_weights_says_beforehand_that_they_are_missing(name: str, tmp_path: Path) -> None:
+def test_every_reward_that_reads_weights_says_beforehand_that_they_are_missing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, attribute = BUILT_IN[name].split(":")
     kind = getattr(importlib.import_module(module), attribute)
     parameters = inspect.signature(kind).parameters
     options = {key: str(tmp_path) for key, each in parameters.items() if "WeightsSource" in str(each.annotation)}
     if name.startswith("qwen_vl"):
         options = {"backend": "local", "model": str(tmp_path)}
+        monkeypatch.setitem(sys.modules, "xgrammar", types.ModuleType("xgrammar"))  # its package is looked for first
     with pytest.raises(RewardError, match=f"^reward 'mine': .*{tmp_path.name}"):
         Composite({"mine": RewardEntry(use=name, options=options)}).check_files()
