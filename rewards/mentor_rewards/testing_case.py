@@ -83,8 +83,8 @@ class Loaded:
         return output
 
     def scores(self, batch: RewardBatch) -> list[float | None]:
-        """The scores alone."""
-        return self.answer(batch).scores
+        """The scores alone; a list, also where an array or a tensor came, which one of the rules will tell."""
+        return list(self.answer(batch).scores)
 
     def close(self) -> None:
         """Unload."""
@@ -159,7 +159,7 @@ class Case:
     @property
     def plain(self) -> list[float | None]:
         """Scores of the batch as it stands."""
-        return self.plain_answer.scores
+        return list(self.plain_answer.scores)
 
     def scores(self, batch: RewardBatch) -> list[float | None]:
         """Scores of the shared reward on a batch of its own."""

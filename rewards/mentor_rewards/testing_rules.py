@@ -106,7 +106,7 @@ def _deterministic(case: Case) -> str | None:
 
 def _empty(case: Case) -> str | None:
     found = case.scores(case.batch.select([]))
-    return None if not len(found) else f"expected no scores, found {found}"
+    return None if found == [] else f"expected no scores, found {found}"
 
 
 def _unscorable(case: Case) -> str | None:

@@ -264,12 +264,15 @@ def test_specs_that_mean_something_else(declared: dict[str, Any], message: str) 
         replace(SPEC, **declared)
 
 
-def test_numpy_scores_are_scores() -> None:
-    class Numpy(Good):
+@pytest.mark.parametrize(("kind", "broken"), [(np.array, set()), (torch.tensor, {"numbers", "unscorable"})])
+def test_numpy_scores_are_scores_and_tensors_are_told(kind: Any, broken: set[str]) -> None:
+    class Other(Good):
         def score(self, batch: RewardBatch) -> RewardOutput:
-            return RewardOutput(np.array(super().score(batch).scores))  # type: ignore[arg-type]
+            return RewardOutput(kind(super().score(batch).scores))
 
-    assert not {name for name, result in outcomes(Numpy).items() if result.outcome in ("broken", "blocked")}
+    found = outcomes(Other)
+    assert {name for name, result in found.items() if result.outcome in ("broken", "blocked")} == broken
+    assert not broken or found["numbers"].note == "expected float or None, found Tensor at 0"
 
 
 def test_findings_of_several_lines_are_one() -> None:
