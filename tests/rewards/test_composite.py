@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from mentor_rewards.contract import (
     RewardOutput,
     RewardSpec,
 )
-from mentor_rewards.embedding import cosine_to_references
+from mentor_rewards.embedding import cosine_to_references, embed_once
 from mentor_rewards.testing import sample_batch
 from PIL import Image
 
@@ -205,6 +206,8 @@ def test_parts_of_a_batch_are_the_batch() -> None:
         whole = composite.score(batch, tolerate=True)
         parts = [composite.score(batch.select(rows), tolerate=True) for rows in ([0, 1], [2, 3], [4, 5])]
         found = composite.join(parts)
+        parts[1].details["mine"].clear()
+        assert composite.join(parts).details["mine"]["seen"] == [1.0, None, None, None, None, 6.0]
     assert [part.failure is not None for part in parts] == [True, False, True]
     assert found.failure is whole.failure is None
     assert (found.raw, found.reasons, found.applies, found.details) == (
@@ -322,6 +325,13 @@ def test_a_reward_scores_the_tasks_that_its_entry_names() -> None:
         assert both[2:4] == pytest.approx(0)  # the two rewards cancel
 
 
+def test_the_failure_rate_is_of_the_samples_that_a_reward_applies_to() -> None:
+    batch = two_tasks()
+    batch = replace(batch, metadata=[{"value": None, "task": "t2i"}, *batch.metadata[1:]])
+    with Composite({"mine": entry(Scripted, tasks=["t2i"])}, failure_rate=0.4) as composite:
+        assert "1 of 2 pictures could not be scored" in str(composite.score(batch, tolerate=True).failure)
+
+
 def test_a_task_that_no_trained_reward_applies_to_is_refused() -> None:
     watched = {"sees_all": entry(Scripted, role="monitor"), "clip": entry(Styled, tasks=["subject", "t2i"])}
     styled = [{**facts, "style": "noto"} for facts in two_tasks().metadata[:4]]
@@ -427,6 +437,13 @@ def test_references_are_embedded_once_per_group_and_encoder() -> None:
     with Composite({"one": entry(Counting, batch=3), "two": entry(Counting)}) as composite:
         assert composite.score(batch).raw == {"one": [1.0] * 8, "two": [1.0] * 8}
     assert sorted(Counting.embedded) == [(8, 8)] * 8 + [(9, 9)] * 2
+
+
+def test_encoders_do_not_take_each_others_embeddings() -> None:
+    shared: dict[Any, Any] = {}
+    for encoder, width in (("one", 1.0), ("two", 2.0), ("one", 3.0)):
+        found = embed_once(shared, encoder, ["fox", "dog", "fox"], lambda items, w=width: np.full((len(items), 1), w))
+        assert found.tolist() == [[2.0 if encoder == "two" else 1.0]] * 3
 
 
 def test_failed_load_unloads_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_pictures_take_their_places(tiny_judge: Path) -> None:
     reward = QwenVlSubject(backend="local", model=str(tiny_judge))
     inputs = judge.inputs(reward._requests(sample_batch(count=3))[0])
     patches = int(inputs["image_grid_thw"].prod(dim=1).sum())
+    assert judge.identity == f"{judge.model} float32"
     assert inputs["image_grid_thw"].shape == (2, 3)
     assert inputs["pixel_values"].shape[0] == patches
     assert int(inputs["mm_token_type_ids"].sum()) == patches // 4

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,22 @@ def test_a_half_broken_answer_is_a_failure_and_never_a_number(script: Any, reaso
         assert found is not None
         assert found.startswith(f"reward server {url}: ")
         assert re.search(reason, found), found
+
+
+def test_the_step_is_sent_unless_it_is_switched_off() -> None:
+    with scripted(good) as (url, server):
+        for options in ({}, {"send_step": False}):
+            score(url, replace(sample_batch(count=3), step=7), **options)
+    assert [request["step"] for request in server.requests] == [7, 0]
+
+
+def test_no_proxy_stands_before_the_own_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{closed_port()}")
+    for variable in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+    with scripted(good) as (url, _):
+        assert score(url).scores == [0.5] * 3
 
 
 def test_passing_faults_are_tried_again() -> None:

@@ -226,9 +226,9 @@ def test_a_client_that_leaves_gives_its_place_up() -> None:
 
 
 def test_merge_and_split_are_inverse() -> None:
-    parts = [reds(1, 2), reds(3), reds()]
+    parts = [reds(1, 2, step=5), reds(3, step=5), reds(step=5)]
     merged = merge(parts)
-    assert merged.group_ids == [0, 0, 1]
+    assert (merged.group_ids, merged.step) == ([0, 0, 1], 5)
     whole = RewardOutput([1.0, None, 3.0], [None, "no", None], {"d": ["a", "b", "c"]})
     back = split(whole, [2, 1, 0])
     assert [part.scores for part in back] == [[1.0, None], [3.0], []]
