@@ -105,13 +105,13 @@ def _cell(metric: str, own: BySeed, reference: BySeed, by_seed: bool) -> Cell:
     named = {str(seed): each for seed, each in per_seed.items()}
     cell = Cell(value, named, _interval(metric, own))
     first, second = ([seed for seed, scores in side.items() if metric in scores.metrics()] for side in (reference, own))
-    if by_seed:  # what is not tuned has no training seed: it is compared with the mean of all
+    if by_seed:  # what is not tuned has no training seed: it is compared with the mean of all, and with each
         first = second = [seed for seed in first if seed in second]
     if not first or not second:
         return cell
     changed = change(averaged([reference[seed] for seed in first]), averaged([own[seed] for seed in second]), metric)
-    moved = [own[seed].value(metric) - reference[seed].value(metric) for seed in first] if by_seed else []
-    over_seeds = over_training_seeds(moved)
+    pairs = zip(first, second if by_seed else second * len(first), strict=True)
+    over_seeds = over_training_seeds([own[b].value(metric) - reference[a].value(metric) for a, b in pairs])
     difference, relative = changed if changed is not None else (None, None)
     said = verdict(difference, over_seeds)
     return replace(cell, change=difference, relative=relative, over_seeds=over_seeds, verdict=said)

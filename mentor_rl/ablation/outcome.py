@@ -31,7 +31,8 @@ class Cell:
         interval: 95 % of ``value``: Student's over seeds, with one seed the bootstrap's over items; None: unknown.
         change: [value, low, high] against the reference, paired over items, seeds averaged first.
         relative: the same as a share of the reference.
-        over_seeds: [value, low, high] of the change, Student's over seeds, paired by seed; None for fewer than two.
+        over_seeds: [value, low, high] of the change, Student's over seeds, paired by seed (of what is not tuned: over
+            the reference's seeds); None for fewer than two.
         verdict: evaluate/paired.py; "" for the reference itself.
     """
 

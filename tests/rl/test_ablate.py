@@ -18,6 +18,7 @@ from mentor_base.runlog import RunFolder
 from mentor_rl import gallery
 from mentor_rl.ablation.jobs import Job, Plan, plan_jobs
 from mentor_rl.ablation.launch_files import lanes_of
+from mentor_rl.ablation.measure import outcome_of
 from mentor_rl.ablation.outcome import BENCHMARK, REWARDS, Outcome
 from mentor_rl.ablation.recipe import AblateRecipe
 from mentor_rl.ablation.runner import Times
@@ -201,13 +202,16 @@ def test_finished_runs_become_tables(toy: Plan) -> None:
     assert changed.change is not None
 
 
-def finish(plan: Plan, concept: Callable[[Job], float]) -> None:
-    """Make every job's folder look done: a gallery of one fixed prompt, or the result of one item."""
+def finish(plan: Plan, concept: Callable[[Job], float], items: int = 1) -> None:
+    """Make every job's folder look done: a gallery of one fixed prompt, or the result of items of one concept."""
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "recipe.yaml").write_text(recipe_text(plan.recipe))
     for job in plan.jobs.values():
         if job.command == "evaluate":
             arm = job.name.split("/")[0]
-            row = {f"{arm} · val": {"item": ["i"], "CP": [concept(job)], "PF": [1.0]}}
-            facts = {"details": {"policies": [arm]}, "coverage": {"items": 1, "scored": 1}}
+            columns = {"item": [f"i{i}" for i in range(items)], "CP": [concept(job)] * items, "PF": [1.0] * items}
+            row = {f"{arm} · val": columns}
+            facts = {"details": {"policies": [arm]}, "coverage": {"items": 9, "scored": 8}}
             Result("emojibench", {name: {} for name in row}, row, **facts).write(job.result)
             continue
         (job.folder / "final").mkdir(parents=True)
@@ -223,8 +227,6 @@ def test_what_the_last_stage_starts_from_is_the_untuned_policy_where_it_is_the_f
     tuned = {"arms": {"free": {"grpo.algorithm.beta": 0.0}}, "untuned": True, "seeds": [0]}
     for name, stages, found in (("chain", CHAIN["stages"], False), ("alone", {"grpo": {"recipe": "grpo.yaml"}}, True)):
         made = plan(run=f"runs/{name}", stages=stages, **tuned)
-        made.folder.mkdir(parents=True)
-        (made.folder / "recipe.yaml").write_text(recipe_text(made.recipe))
         finish(made, lambda job: 0.75 if "free" in job.name else 0.5)
         mentor("ablate", "ablation.yaml", "--collect")
         outcome = Outcome.read(made.folder / "results" / "ablation.json")
@@ -234,6 +236,18 @@ def test_what_the_last_stage_starts_from_is_the_untuned_policy_where_it_is_the_f
         assert (cell.change, cell.verdict) == ([0.25, None, None], "no interval")
         assert "| free | +0.250 [–, –] no interval |" in (made.folder / "results" / "ablation.md").read_text("utf-8")
         assert "+0.250 no interval" in (made.folder / "report.html").read_text("utf-8")
+        assert outcome.facts["pictures without a score"] == 3
+
+
+def test_the_untuned_policy_is_compared_with_every_seed_of_the_reference(plan: Callable[..., Plan]) -> None:
+    """CP .5, .6 and .7 of three seeds against .4: -.2 of every item, and over the seeds -.2 ± 4.303 x .1 / sqrt(3)."""
+    stages = {"grpo": {"recipe": "grpo.yaml"}}
+    made = plan(stages=stages, arms={"free": {"grpo.algorithm.beta": 0.0}}, untuned=True, seeds=[0, 1, 2])
+    finish(made, lambda job: 0.4 if job.name.startswith("untuned") else 0.5 + 0.1 * int(job.name.split("/")[1][4:]), 3)
+    cell = outcome_of(made).arms["untuned"].panels[BENCHMARK]["CP"]
+    assert cell.change == pytest.approx([-0.2, -0.2, -0.2])
+    assert cell.over_seeds == pytest.approx([-0.2, -0.4484, 0.0484], abs=1e-3)
+    assert cell.verdict == "down, seeds differ"
 
 
 def test_intervals_over_seeds_and_verdicts_by_hand() -> None:
