@@ -281,8 +281,9 @@ class CheckpointCallback(TrainerCallback):
 
 
 def _state_bytes(model: torch.nn.Module) -> int:
-    """Weights, and the two moments of AdamW for those that are trained."""
-    return sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
+    """Weights, and the two moments of AdamW for those that are trained. ZeRO-3's are empty here, and say their size."""
+    sizes = [(p, getattr(p, "ds_numel", p.numel()) * p.element_size()) for p in model.parameters()]
+    return sum(size * (3 if p.requires_grad else 1) for p, size in sizes)
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -59,10 +59,14 @@ def test_full_disk_is_named_before_the_state_is_written(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
-    with pytest.raises(UserError, match="no space left on the disk"):
-        CheckpointCallback(run, keep=1).on_step_end(
-            args, TrainerState(global_step=1), TrainerControl(should_save=True), model=torch.nn.Linear(8, 8)
-        )
+    whole, dealt_out = torch.nn.Linear(8, 8, bias=False), torch.nn.Linear(8, 8, bias=False)
+    dealt_out.weight.data = torch.empty(0)  # as ZeRO-3 leaves it
+    dealt_out.weight.ds_numel = 8 * 8  # type: ignore[attr-defined]
+    for model in (whole, dealt_out):
+        with pytest.raises(UserError, match="no space left on the disk"):
+            CheckpointCallback(run, keep=1).on_step_end(
+                args, TrainerState(global_step=1), TrainerControl(should_save=True), model=model
+            )
 
 
 def test_signal_saves_and_stops_but_not_after_the_last_step(args: TrainingArguments) -> None:
