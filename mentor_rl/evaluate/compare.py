@@ -123,9 +123,8 @@ def compare_sides(before: Side, after: Side, unpaired: bool = False) -> tuple[li
             f"{after.where}: items: expected the {len(before.scores.items)} of {before.where}, found "
             f"{_difference(before.scores, after.scores)}; --unpaired compares them all the same"
         )
-    paired = same and not unpaired
-    rows = [_row(metric, before.scores, after.scores, paired) for metric in _shared(before, after)]
-    how = "paired over" if paired else "unpaired:"
+    rows = [_row(metric, before.scores, after.scores, not unpaired) for metric in _shared(before, after)]
+    how = "unpaired:" if unpaired else "paired over"
     counts = [len(before.scores.items), *([] if same else [len(after.scores.items)])]
     few = ", of so few items more" if min(counts) < FEW else ""
     told = f"{how} {' and '.join(map(str, counts))} items, 95 % bootstrap"

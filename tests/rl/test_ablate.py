@@ -28,6 +28,7 @@ from mentor_rl.evaluate.result import Result
 from mentor_rl.recipe_files import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+ALONE = {f"rewards.{name}.role": "monitor" for name in ("aesthetic_colours", "sharpness")}
 
 
 @pytest.fixture
@@ -104,6 +105,10 @@ def test_stages_are_chained_and_shared(plan: Any) -> None:
         ({"axes": [{"leave_out": "rl.rewards"}]}, "axes.0.leave_out: unknown step 'rl'; known: alignment, benchmark"),
         ({"axes": [{"leave_out": "grpo.algorithm.beta"}]}, "expected a mapping such as rewards or mixture weights"),
         ({"axes": [{"grid": {"grpo.seed": []}}]}, "axes.0.grid.grpo.seed"),
+        (
+            {"stages": {"grpo": {"recipe": "grpo.yaml", "overrides": ALONE}}, "axes": [{"leave_out": "grpo.rewards"}]},
+            "axes.0.leave_out: expected two or more trained entries in grpo.rewards, found contrast",
+        ),
         ({"axes": [{"leave_out": "grpo.rewards", "only_one": "grpo.rewards"}]}, "give one of leave_out, only_one"),
         ({"axes": [{"leave_out": "grpo.rewards"}], "arms": {"without_sharpness": {"grpo.seed": 1}}}, "given twice"),
         ({"arms": {"a/b": {"grpo.algorithm.beta": 0}}}, "arm 'a/b': expected a name of letters"),

@@ -71,6 +71,7 @@ def test_a_change_beyond_noise_is_told_from_noise(write: Write) -> None:
         ({"benchmark": "geneval"}, "benchmark: expected that of"),
         ({"judge": "j 2"}, "judge: expected that of"),
         ({"stand_in": True}, "stand_in: expected that of"),
+        ({"prompts": "8 of another world"}, "prompts: expected that of"),
         ({"per_item": {"p · one": {"item": ["i0", "z"], "CP": [0.1, 0.2]}}}, "found 2 with 1 others (first: one: z)"),
         ({"per_item": {"p · one": {"item": [f"i{i}" for i in range(40)], "IoU": [0.1] * 40}}}, "expected a metric of"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
+from mentor_rl.evaluate.benchmark import Scored
 from mentor_rl.evaluate.fid import (
     covariance,
     frechet_distance,
@@ -189,6 +192,22 @@ def test_a_set_is_near_itself_and_far_from_another(tmp_path: Path) -> None:
     np.savez(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(UserError, match="expected statistics of"):
         run_benchmark(again, Fid(again), RunFolder.open(again.run, again.model_dump(mode="json")))
+
+
+@pytest.mark.parametrize(("pictures", "told"), [(4, False), (3, True)])
+def test_a_singular_covariance_is_told_where_it_is_one(pictures: int, told: bool, tmp_path: Path) -> None:
+    """Three features: four pictures span them, three do not."""
+    (tmp_path / "prompts.txt").write_text("noise\n" * pictures, encoding="utf-8")
+    np.savez(tmp_path / "real.npz", mu=np.zeros(3), sigma=np.eye(3))
+    given = {"prompts": str(tmp_path / "prompts.txt"), "real": str(tmp_path / "real.npz"), "images": {"x": "x"}}
+    bench = Fid(FidRecipe.model_validate({"kind": "evaluate", "benchmark": "fid", "run": "run", **given}))
+    bench._extractor = SimpleNamespace(label="FD")  # type: ignore[assignment]
+    rows = np.random.default_rng(0).normal(size=(pictures, 3)).astype("<f4")
+    facts = {
+        (f"prompt_{i:05d}", 0): {"features": base64.b64encode(row.tobytes()).decode()} for i, row in enumerate(rows)
+    }
+    table = bench.tabulate(Scored("x", tuple(bench.items()), (0,), facts, lambda item, seed: Path()))
+    assert any("3 pictures for 3 features" in note for note in table.notes) is told
 
 
 def test_faults_show_before_anything_is_drawn(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_a_smaller_sheet_is_fair_to_the_rows_and_drawn_by_its_seed(run: Path, tm
     assert names != [case["picture"] for case in cases(tmp_path / "c.html")]
 
 
+def test_the_order_of_a_sheet_does_not_tell_the_rows(run: Path, tmp_path: Path) -> None:
+    """Rows take turns while pictures are chosen; a rater must not see that."""
+    orders = set()
+    for seed in range(6):
+        write_sheet(run, tmp_path / "sheet.html", seed=seed)
+        orders.add("".join(case["picture"][0] for case in cases(tmp_path / "sheet.html")))
+    assert len(orders) > 3
+    assert not orders <= {"ototot", "tototo"}
+
+
 def test_sheets_of_other_things_are_refused(grpo_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a benchmark on pictures, found 'grpo'"):
         write_sheet(grpo_run, tmp_path / "x.html")
