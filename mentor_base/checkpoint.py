@@ -45,8 +45,7 @@ def save_policy(
         raise UserError(f"dtype: unknown '{dtype}'; {nearest(dtype, DTYPES)}")
     model.config.vq_config._name_or_path = ""  # transformers would publish where the tokenizer once lay
     state = model.state_dict() if state is None else state
-    copies = {value.data_ptr(): value.to(DTYPES[dtype]) for value in state.values() if value.is_floating_point()}
-    state = {key: copies.get(value.data_ptr(), value) for key, value in state.items()}  # tied tensors stay tied
+    state = {key: value.to(DTYPES[dtype]) if value.is_floating_point() else value for key, value in state.items()}
     with quiet():
         model.save_pretrained(str(folder), state_dict=state)
     processor.save_pretrained(folder)

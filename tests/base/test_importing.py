@@ -19,11 +19,11 @@ from mentor_base.data.schema import Prompt
 from mentor_base.errors import UserError
 from mentor_base.generate import draw
 from mentor_base.interchange.exporting import reference_state
-from mentor_base.interchange.importing import import_checkpoint, import_llamagen
+from mentor_base.interchange.importing import import_checkpoint, import_llamagen, joined
 from mentor_base.interchange.names import VQ16
 from mentor_base.interchange.options import ImportOptions
 from mentor_base.interchange.report import ImportReport
-from mentor_base.interchange.weight_files import read_weights
+from mentor_base.interchange.weight_files import read_weights, write_safetensors
 from mentor_base.vq import VQConfig, VQModel
 
 
@@ -78,6 +78,19 @@ def test_wrappers_and_files(tmp_path: Path, wrapper: str | None, suffix: str) ->
     read = read_weights(file)
     assert all(torch.equal(read.tensors[key], state[key]) for key in ("a", "b"))
     assert read.wrapper == (None if suffix == ".safetensors" else wrapper)
+
+
+def test_tensors_are_written_aligned_to_their_dtype(tmp_path: Path) -> None:
+    """They are mapped later, and a number that lies across a boundary cannot be."""
+    pieces = {"a": (torch.ones(3).bfloat16(),), "b": (torch.ones(2, 3), torch.zeros(1, 3)), "c.": (torch.tensor(7),)}
+    write_safetensors(tmp_path / "x.safetensors", pieces)
+    written = (tmp_path / "x.safetensors").read_bytes()
+    start = 8 + int.from_bytes(written[:8], "little")
+    header = json.loads(written[8:start])
+    for name, (first, *_) in pieces.items():
+        assert (start + header[name]["data_offsets"][0]) % first.itemsize == 0, name
+    read = load_file(tmp_path / "x.safetensors")
+    assert all(torch.equal(read[name], joined(parts)) for name, parts in pieces.items())
 
 
 def llamagen_options(mini: Mini, **options: Any) -> ImportOptions:

@@ -43,6 +43,8 @@ def test_a_prompt_that_does_not_fit_is_named() -> None:
         UserError, match=r"rows\.jsonl:7: expected at most 56 prefix slots, found 65 \(4 pictures of 16\)"
     ):
         processor([Prompt("two"), long])
+    roomy = MentorProcessor(processor.tokenizer, 65, 16, 16, "tokenizer")
+    assert roomy([long])["input_ids"].shape == (1, 65)
 
 
 def test_pictures_become_squares_of_the_tower() -> None:
