@@ -236,7 +236,9 @@ def check_keys(keys: Mapping[str, Any], where: str, known: tuple[str, ...] = KEY
     """Refuse a key that no row has, and the lack of one that every row has."""
     for key in keys:
         if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'; {nearest(key, known)}")
+            answer = known is PROMPT_KEYS and key in CODED_KEYS
+            hint = "a prompt has no answer (source: jsonl is for rows with one)" if answer else nearest(key, known)
+            raise UserError(f"{where}: unknown key '{key}'; {hint}")
     for key in REQUIRED:
         if key in known and key not in keys:
             raise UserError(f"{where}: expected the key '{key}', found {', '.join(keys) or 'no key'}")

@@ -321,7 +321,7 @@ def test_prompts_need_no_answer(folder: Path) -> None:
     assert {prompts.prompt("t2i", "train", 0, i).text for i in range(2)} == {"a fox", "ein B\u00e4r"}
     with pytest.raises(UserError, match=r"captions\.txt:\d: expected a target, found a prompt without one"):
         prompts.example("t2i", "train", 0, 0)
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: unknown key 'target'"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: unknown key 'target'; a prompt has no answer"):
         world_of(PromptData(train=str(write_jsonl(folder, row()))))
 
 
