@@ -112,9 +112,10 @@ def memory_table(plan: Plan) -> Table:
 
     rows = [{**vars(way.states), **vars(way.work)} for way in plan.ways]
     shares = [name for name in rows[0] if any(row[name] for row in rows)]
-    table = Table("GiB per GPU", "checkpointing", box=None, header_style="bold")
+    table = Table("GiB per GPU", box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("checkpointing", overflow="fold")
     for name in (*shares, "peak", "fits GB"):
-        table.add_column(name.replace("_", " "), justify="right")
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")  # no digit goes on a narrow terminal
     for way, row in zip(plan.ways, rows, strict=True):
         numbers = [f"{row[name] / GIB:.2f}" for name in shares]
         cards = " ".join(str(card) for card in CARDS if way.fits(card)) or "none"

@@ -29,8 +29,9 @@ def resampled_means(values_IM: np.ndarray, resamples: int = RESAMPLES, seed: int
 
 
 def interval(samples_B: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The central ``level`` of the resamples."""
-    low, high = np.quantile(samples_B, [(1 - level) / 2, (1 + level) / 2])
+    """The central ``level`` of the resamples; NaN for a bound that lies between two infinite ones."""
+    with np.errstate(invalid="ignore"):
+        low, high = np.quantile(samples_B, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

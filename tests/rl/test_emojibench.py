@@ -54,6 +54,14 @@ def test_products_by_hand() -> None:
     assert metrics["CP/PF"][0] == pytest.approx(1.25)
 
 
+def test_a_share_of_nothing_has_no_interval_and_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    before = np.array([[0.0], [0.0], [0.4]])
+    _, relative = bootstrap.paired_change(before, before + 0.1, lambda m: m[..., 0])
+    assert relative[0] == pytest.approx(0.75)
+    assert not math.isfinite(relative[2])
+    assert not recwarn.list
+
+
 def test_bootstrap_knows_the_width_of_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.5, 0.1, size=(100, 1))
     mean, low, high = bootstrap.estimate(values, lambda m: m[..., 0])

@@ -352,6 +352,13 @@ def test_cards_and_launch_files(plan: Any) -> None:
         assert f"{card} GB: nothing fits; the least is " in out
 
 
+def test_no_digit_is_lost_on_a_narrow_terminal(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = plan("grpo.yaml", "model.size=XL")[1]
+    assert "…" not in out
+    assert max(map(len, out.partition("GiB")[2].partition("a step,")[0].splitlines())) <= 80
+
+
 def test_json_adds_up(plan: Any) -> None:
     found = json.loads(plan("grpo.yaml", "model.size=tiny", "--json", "--gpu", "h100", "--utilisation", "0.5")[1])
     assert {way["launch"] for way in found["memory"]} == {f"recipes/launch/{name}.yaml" for name in LAUNCH}
