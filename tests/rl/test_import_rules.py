@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,11 +71,12 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """The target is half a second on an idle machine; the limit here leaves room for a busy one."""
+    """The target is half a second on an idle machine. CPU time, since others may hold the machine for seconds."""
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "mentor_rl", "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
     assert "train" in done.stdout
-    assert min(seconds) < 2.0
+    assert min(seconds) < 1.2
