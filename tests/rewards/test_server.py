@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from mentor_rewards.composite import Composite
-from mentor_rewards.contract import Reward, RewardBatch, RewardEntry, RewardError, RewardOutput, RewardSpec
+from mentor_rewards.contract import AsyncReward, Reward, RewardBatch, RewardEntry, RewardError, RewardOutput, RewardSpec
 from mentor_rewards.micro_batching import Batching, merge, split
 from mentor_rewards.server import Settings, read_entries, serve_recipe, serving
 from mentor_rewards.testing import sample_batch
@@ -65,6 +65,26 @@ class Neighbourly(Slow):
     """As Slow, but its scores depend on what stands beside a picture."""
 
     spec = RewardSpec(name="neighbourly", version="1", batch_invariant=False)
+
+
+class Rings(Reward):
+    """Rings a bell."""
+
+    spec = RewardSpec(name="rings", version="1")
+    bell = threading.Event()
+
+    def score(self, batch: RewardBatch) -> RewardOutput:
+        self.bell.set()
+        return RewardOutput([1.0] * len(batch))
+
+
+class Listens(AsyncReward):
+    """Whether the bell rings within five seconds."""
+
+    spec = RewardSpec(name="listens", version="1")
+
+    async def ascore(self, batch: RewardBatch) -> RewardOutput:
+        return RewardOutput([float(await asyncio.to_thread(Rings.bell.wait, 5.0))] * len(batch))
 
 
 SLOW = {"slow": RewardEntry(use=f"{HERE}:Slow")}
@@ -204,6 +224,14 @@ def test_only_like_requests_are_scored_together() -> None:
         assert [job.result().scores for job in steps + alone] == [[0.0], [1.0], [2.0], [3.0], [0.0], [1.0]]
     assert sorted(Slow.sizes) == [2, 2], "steps 0 and 1 apart"
     assert Neighbourly.sizes == [1, 1]
+
+
+def test_a_reward_that_waits_for_a_server_keeps_no_device() -> None:
+    entries = {name: RewardEntry(use=f"{HERE}:{name.title()}") for name in ("rings", "listens")}
+    with serving(entries) as url, ThreadPoolExecutor(1) as client:
+        waiting = client.submit(ask, url, "listens", reds(1))
+        time.sleep(0.2)  # it has its turn now
+        assert ask(url, "rings", reds(1)).scores == waiting.result().scores == [1.0]
 
 
 def test_a_request_that_fails_does_not_fail_its_neighbours() -> None:
