@@ -21,7 +21,7 @@ from mentor_base.model import MentorForConditionalGeneration
 from mentor_base.settings import Lora, TrainedParts
 from mentor_rl.cli import main
 from mentor_rl.plan.compute import captioner_cost, rollout_flops, scoring_flops, update_flops
-from mentor_rl.plan.hardware import LAUNCHES, Launch, gpu_of
+from mentor_rl.plan.hardware import LAUNCHES, Launch, fits, gpu_of
 from mentor_rl.plan.memory import sampling_cache, states_of, update_work
 from mentor_rl.plan.policy import Pass, PolicyFacts, captioner_parameters, facts_of
 
@@ -377,6 +377,11 @@ def test_json_adds_up(plan: Any) -> None:
     assert "reference" not in plain["step"]["flops"]
     many = json.loads(plan("grpo.yaml", "model.size=tiny", "--json", "algorithm.prompts_per_step=32")[1])
     assert many["step"]["flops"]["recompute"] == 0  # 16,384 rows a step, 2,048 on each GPU
+    weights = 64 * 2 * found["parameters"]["parts"]["decoder"]  # read in bf16 for each of 64 tokens
+    assert step["seconds"]["rollout"] > weights / (0.5 * 3350e9) > step["flops"]["rollout"] / (8 * 0.5 * 989e12)
+    supervised = json.loads(plan("sft.yaml", "model.size=tiny", "--json")[1])
+    assert supervised["step"]["flops"]["recompute"] == 0  # 8,192 rows a step, 1,024 in each pass
+    assert (fits(21.6, 24), fits(21.7, 24)) == (True, False)
 
 
 def test_a_folder_is_planned_from_its_config_alone(plan: Any, random_policy: Path, tmp_path: Path) -> None:
