@@ -31,17 +31,21 @@ def draw_samples(
 ) -> list[Path]:
     """Draw ``number`` samples and write them: one file, a numbered file each, or with ``grid`` one sheet.
 
-    Prints each path and the seconds. The same checkpoint, prompt, sampling and number give the same pictures.
+    Draws on a GPU where there is one; prints each path and the seconds. The same checkpoint, prompt, sampling and
+    number give the same pictures.
     """
     sampling = sampling or Sampling()
     check_picture_name(out)
     prompt = user_prompt(text, [open_picture(path) for path in pictures])
+    import torch
+
     from mentor_base.callbacks import hide_bars
     from mentor_base.checkpoint import load_policy
     from mentor_base.generate import draw
 
     hide_bars()
     model, processor = load_policy(checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     drawn = draw(model, processor, [prompt], group_size=number, sampling=sampling, seed=sampling.seed)
     seconds = time.perf_counter() - start
