@@ -105,6 +105,11 @@ def run_in_turns(recipe: GrpoRecipe, run: RunFolder, padded_to: int | None = Non
             "--against ar_grpo: expected algorithm.guidance.logprob=conditional, which is what AR-GRPO optimises, "
             "or algorithm.guidance.scale=1; found guided log-probs, twice the work"
         )
+    if algorithm.guidance.constant is None or algorithm.inner_iterations > 1:
+        raise UserError(
+            "--against ar_grpo: expected one guidance scale for all prompts and one update a rollout "
+            "(algorithm.inner_iterations=1), which is all that the other side does"
+        )
     quiet_libraries()
     policy, processor = load_policy(recipe.policy)
     args = grpo_arguments(recipe, run, policy.config.image_tokens, algorithm.group_size * algorithm.prompts_per_step)

@@ -223,6 +223,9 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
     assert str(tmp_path) not in record.command
 
 
+CONDITIONAL = "algorithm.guidance.logprob=conditional"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -238,6 +241,10 @@ def test_load_tells_time_and_memory_of_a_policy(random_policy: Path, tmp_path: P
         (["grpo", "--reference-slots", "9"], "--reference-slots: expected --tokens beside it"),
         (["grpo", "--padded-to", "512"], "--padded-to: expected --against ar_grpo beside it"),
         (["grpo", "--tokens", "16", "--reference-slots", "8"], "--reference-slots: expected a square number"),
+        (
+            ["grpo", "--tokens", "16", "--against", "ar_grpo", "algorithm.inner_iterations=2", CONDITIONAL],
+            "expected one guidance scale for all prompts and one update a rollout",
+        ),
         (["grpo", "--tokens", "16", "--against", "ar_grpo"], "expected algorithm.guidance.logprob=conditional"),
     ],
 )
