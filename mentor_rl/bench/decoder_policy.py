@@ -48,11 +48,21 @@ def plain_config(size: str, tokens: int, prefix: int) -> MentorConfig:
     Raises:
         UserError: tokens that are no square.
     """
-    grid = math.isqrt(tokens)
-    if grid * grid != tokens:
-        raise UserError(f"--tokens: expected a square number, since pictures are square; found {tokens}")
+    grid = side_of("--tokens", tokens)
     stride = MentorConfig.of_size(size).vq_config.stride
     return MentorConfig.of_size(size, context_length=prefix, **{"vq_config.image_size": grid * stride}, **PLAIN)
+
+
+def side_of(option: str, cells: int) -> int:
+    """Of a square picture of so many cells.
+
+    Raises:
+        UserError: a number that is no square.
+    """
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise UserError(f"{option}: expected a square number, since pictures are square; found {cells}")
+    return side
 
 
 def random_policy(config: MentorConfig, device: torch.device, dtype: torch.dtype, seed: int) -> DecoderPolicy:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mentor_base.checkpoint import model_folder
+from mentor_base.checkpoint import policy_config
 from mentor_base.config import MentorConfig
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
@@ -63,11 +62,11 @@ def bench_grpo(settings: GrpoSettings) -> dict[str, Any]:
         recipe = load_recipe(Path(settings.recipe), [*settings.overrides, *silent, "checkpoints.every=1000000"])
         if not isinstance(recipe, GrpoRecipe):
             raise UserError(f"{settings.recipe}: kind: expected grpo, found '{recipe.kind}'")
+        policy = policy_config(recipe.policy)
         if settings.tokens is None:
-            _check_size(recipe, settings.size)
+            _check_size(policy, settings.size)
         run = RunFolder.open(recipe.run, recipe.model_dump(mode="json"))
         pictures = recipe.algorithm.group_size * recipe.algorithm.prompts_per_step
-        policy = MentorConfig.from_pretrained(model_folder(recipe.policy))
         shape = {"pictures": pictures, "reference_slots": policy.picture_slots, "tokens": policy.image_tokens}
         if settings.against is not None:
             turns = run_in_turns(recipe, run, settings.padded_to)
@@ -108,10 +107,9 @@ def cost_split(lines: list[dict[str, Any]], pictures: int) -> dict[str, Any]:
     return {"seconds": seconds.as_json(), "phases": means, "pictures_per_s": pictures / seconds.median}
 
 
-def _check_size(recipe: GrpoRecipe, size: str) -> None:
-    facts = json.loads((model_folder(recipe.policy) / "config.json").read_text(encoding="utf-8"))
-    if facts.get("size") != size:
+def _check_size(policy: MentorConfig, size: str) -> None:
+    if policy.size != size:
         raise UserError(
-            f"--size: expected the size of the recipe's policy, '{facts.get('size')}', found '{size}'; "
+            f"--size: expected the size of the recipe's policy, '{policy.size}', found '{size}'; "
             "a random policy of that size: --tokens; another one: policy=FOLDER after the options"
         )

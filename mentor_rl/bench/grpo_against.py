@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mentor_base.runlog import RunFolder
 from mentor_base.settings import PolicyModel
 from mentor_base.vq import VQConfig, VQModel
 from mentor_rl.bench.ar_grpo_step import ArGrpoFound, ArGrpoStep
-from mentor_rl.bench.decoder_policy import PLAIN
+from mentor_rl.bench.decoder_policy import PLAIN, side_of
 from mentor_rl.bench.machine import PeakMemory
 from mentor_rl.grpo_run import build_trainer, quiet_libraries, run_trainer
 from mentor_rl.recipe import GrpoRecipe
@@ -44,7 +43,7 @@ def write_random_policy(size: str, tokens: int, reference_slots: int, folder: Pa
     """
     if size not in SIZES:
         raise UserError(f"--size: unknown size '{size}'; {nearest(size, SIZES)}")
-    side, patches = _side("--tokens", tokens), _side("--reference-slots", reference_slots)
+    side, patches = side_of("--tokens", tokens), side_of("--reference-slots", reference_slots)
     torch.manual_seed(0)
     codes = MentorConfig.of_size(size).vocab_size
     vq = VQModel(
@@ -57,14 +56,6 @@ def write_random_policy(size: str, tokens: int, reference_slots: int, folder: Pa
     model, processor = build_policy(PolicyModel(size="tiny", options=options), vq, CORPUS)
     nn.init.normal_(model.decoder.head.weight, std=decoder["hidden_size"] ** -0.5)  # a new head is zero
     save_policy(model, processor, folder)
-
-
-def _side(option: str, cells: int) -> int:
-    """Of a square of so many cells."""
-    side = math.isqrt(cells)
-    if side * side != cells:
-        raise UserError(f"{option}: expected a square number, since pictures are square; found {cells}")
-    return side
 
 
 class Turns(TrainerCallback):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mentor_base.errors import UserError
 from mentor_base.runlog import RunFolder
+from mentor_rl.card import USE
 from mentor_rl.export import export_run
 
 
@@ -48,7 +49,9 @@ def test_the_card_tells_how_to_draw(grpo_run: Path, tmp_path: Path, monkeypatch:
     card = (export_run(grpo_run, tmp_path / "fox") / "README.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     Image.new("RGBA", (32, 32), "orange").save("fox.png")
-    exec(card.split("```python\n")[1].split("```")[0], {})
+    told = USE.format(name="fox")
+    assert told in card
+    exec(told.split("```python\n")[1].split("```")[0], {})
     assert Image.open("out.png").size == (32, 32)
 
 
