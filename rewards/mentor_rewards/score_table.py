@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -187,10 +186,10 @@ def _journal(out: Path | None) -> Path:
 
 
 def _csv_row(cells: Sequence[Any]) -> str:
-    """A line of the table. Python's csv, told to end lines with a line feed, leaves a carriage return unquoted."""
-    texts = ["" if cell is None else repr(float(cell)) if isinstance(cell, float) else str(cell) for cell in cells]
-    quoted = ['"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text for text in texts]
-    return ",".join(quoted) + "\n"
+    """A line of the table. Python's csv quotes a carriage return only where it ends lines with one."""
+    line = io.StringIO()
+    csv.writer(line).writerow([float(cell) if isinstance(cell, float) else cell for cell in cells])
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _whole_rows(content: bytes) -> int:
